@@ -1,0 +1,100 @@
+"""The training arrays of rated tracks, computed once and kept on disk.
+
+One folder a file, named by the digest of its bytes, beneath a folder named by the digest of all front-end specs; inside, one
+`.npy` an array (float16 spectrograms, read by memory map). Safe to delete; an interrupted computation goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotate.audio import decode
+from features.descriptors import DescriptorSpec, describe
+from features.notes import note_features, note_sequence, note_statistics
+from features.spectrogram import (
+    LogFrequencySpec,
+    MelMfccContrastSpec,
+    MelSpec,
+    StftSpec,
+    log_frequency_frames,
+    mel_chunk,
+    mel_mfcc_contrast_windows,
+    stft_decibel,
+)
+from features.transcription import TranscriptionSpec, transcribe
+from features.windows import cut
+
+SPECS = (StftSpec(), LogFrequencySpec(), MelSpec(), MelMfccContrastSpec(), DescriptorSpec(), TranscriptionSpec())
+CHUNK_OVERLAP = 2  # CRNN chunks start every half chunk
+ARRAYS = ("stft", "log_frequency", "mel", "segments", "descriptors", "statistics", "features", "sequence", "length")
+
+
+def specs_digest() -> str:
+    """Digest of every front-end spec: the name of the folder that the arrays lie in."""
+    text = json.dumps([[type(spec).__name__, asdict(spec)] for spec in SPECS], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def extract(path: Path, folder: Path) -> str:
+    """Compute and store the training arrays of one file; return the digest of its bytes.
+
+    Stored: `stft` (bin, frame) dB float16 and `log_frequency` (frame, band) float16 of the whole track; `mel` (chunk, band,
+    frame) of half-overlapping 5-s chunks without their padding; `segments` (segment, row, frame); the descriptors, note
+    statistics, note features and the note sequence; `length` (samples at 22 050 Hz).
+    """
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    place = folder / specs_digest() / digest
+    if place.is_dir():
+        return digest
+    stft, log_frequency, mel, segment, descriptor, transcription = SPECS
+    decoded = decode(path, rates=(22_050, 44_100))
+    signal = decoded.signals[22_050]
+    events = transcribe(signal, transcription)
+    n_frames = round(len(signal) * log_frequency.frame_rate / log_frequency.sample_rate)
+    peak = float(np.abs(signal).max())
+    step = mel.window_length // CHUNK_OVERLAP
+    starts = range(0, max(len(signal) - mel.window_length, 0) + 1, step)
+    arrays: dict[str, NDArray[Any]] = {
+        "stft": stft_decibel(signal, stft).astype(np.float16),
+        "log_frequency": log_frequency_frames(signal, log_frequency, start=0, count=n_frames, peak=peak).astype(np.float16),
+        "mel": np.stack([mel_chunk(cut(signal, start, mel.window_length), mel)[:, :216] for start in starts]).astype(
+            np.float16
+        ),
+        "segments": np.stack(list(mel_mfcc_contrast_windows(decoded.signals[44_100], segment))).astype(np.float16),
+        "descriptors": describe(signal, descriptor),
+        "statistics": note_statistics(events, decoded.duration_s),
+        "features": note_features(events, decoded.duration_s),
+        "sequence": note_sequence(events),
+        "length": np.array(len(signal)),
+    }
+    temporary = place.with_name(f"{digest}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+    os.replace(temporary, place)
+    return digest
+
+
+def extract_all(paths: Iterable[Path], folder: Path, *, jobs: int) -> list[str]:
+    """Run `extract` over many files with `jobs` processes and a progress bar; return their digests in order."""
+    from joblib import Parallel, delayed
+    from tqdm import tqdm
+
+    work = list(paths)
+    results = Parallel(n_jobs=jobs, return_as="generator")(delayed(extract)(path, folder) for path in work)
+    return list(tqdm(results, total=len(work), unit="track", desc="front ends"))
+
+
+def load(folder: Path, digest: str, name: str) -> NDArray[Any]:
+    """Open one stored array by memory map."""
+    array: NDArray[Any] = np.load(folder / specs_digest() / digest / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    return array
