@@ -88,11 +88,7 @@ def decode(path: str | os.PathLike[str], *, rates: Sequence[int]) -> Decoded:
             raise ValueError(f"rate={rate} Hz must be > 0")
     name = os.fsencode(path)
     sha256, head = _digest(name)
-    is_mp3 = (
-        head[:3] == b"ID3"
-        or (len(head) > 1 and head[0] == 0xFF and head[1] >> 5 == 7)
-        or name.lower().endswith(b".mp3")
-    )
+    is_mp3 = head[:3] == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] >> 5 == 7) or name.lower().endswith(b".mp3")
     with _quiet_c_stderr() if is_mp3 else contextlib.nullcontext():
         return _decode(name, sha256, rates, is_mp3=is_mp3)
 
@@ -197,8 +193,8 @@ def _open(name: bytes, *, is_mp3: bool) -> tuple[Any, int | None]:
 class _ForwardFile(soundfile.SoundFile):  # type: ignore[misc]
     """A sound file read once, forwards.
 
-    soundfile seeks to where it already is after every read of a seekable file; in an MP3 that lands elsewhere and
-    breaks the signal at each block, and at the end of a FLAC without a stated length it fails.
+    soundfile seeks to where it already is after every read of a seekable file; in an MP3 that can land elsewhere and
+    break the signal at each block, and at the end of a FLAC without a stated length it fails.
     """
 
     def seekable(self) -> bool:
@@ -249,9 +245,7 @@ def _truncation(
         promised = round(frames / share) if share else None
     if promised is not None and (promised - frames) / sample_rate > TRUNCATION_TOLERANCE_S:
         cause = f" ({error})" if error else ""
-        return (
-            f"truncated: the header promises {promised / sample_rate:.2f} s, {decoded_s:.2f} s could be decoded{cause}"
-        )
+        return f"truncated: the header promises {promised / sample_rate:.2f} s, {decoded_s:.2f} s could be decoded{cause}"
     if error:
         return f"truncated: decoding stopped at {decoded_s:.2f} s: {error}"
     if container == "OGG" and not _ogg_is_complete(name):
@@ -279,9 +273,7 @@ def _share_of_chunk(name: bytes, *, big_endian: bool) -> float | None:
             file.seek(position)
             kind, length = struct.unpack(order + "4sI", file.read(8))
             if kind == wanted:
-                if (
-                    length in (0, 0xFFFFFFFF, 0x7FFFFFFF, 0xFFFFFFFE) or length >= 0xFFFFFF00
-                ):  # written by a pipe: unknown
+                if length in (0, 0xFFFFFFFF, 0x7FFFFFFF, 0xFFFFFFFE) or length >= 0xFFFFFF00:  # written by a pipe: unknown
                     return None
                 return min(1.0, (size - position - 8) / length) or None
             position += 8 + length + length % 2

@@ -203,9 +203,7 @@ def scan(
     _say_shared_keys(tracks, messages)
     kept = tuple(track for track in tracks if _is_kept(track.track, include, exclude))
     if not kept:
-        raise NoAudioFound(
-            f"{len(tracks)} audio files under {_plain(root)}, none left by the include and exclude patterns"
-        )
+        raise NoAudioFound(f"{len(tracks)} audio files under {_plain(root)}, none left by the include and exclude patterns")
     return Corpus(
         name=name,
         root=Path(root),
@@ -317,9 +315,7 @@ def path_text(path: str) -> str:
 
 def path_of(track: str) -> str:
     """Path below the root of a track's identity: the inverse of `path_text`."""
-    content = re.sub(
-        rb"\\(\\|x([0-9a-f]{2}))", lambda m: bytes.fromhex(m[2].decode()) if m[2] else b"\\", track.encode("utf-8")
-    )
+    content = re.sub(rb"\\(\\|x([0-9a-f]{2}))", lambda m: bytes.fromhex(m[2].decode()) if m[2] else b"\\", track.encode("utf-8"))
     return os.fsdecode(content)
 
 
@@ -376,9 +372,7 @@ def _find_audio(starts: Sequence[str], root: str, messages: list[str]) -> list[_
         if not pending:
             linked.sort()
     if again:
-        messages.append(
-            f"symbolic links back to folders that were read already (loops) skipped: {_places(again, root)}"
-        )
+        messages.append(f"symbolic links back to folders that were read already (loops) skipped: {_places(again, root)}")
     if unreadable:
         messages.append(f"folders that cannot be read: {_places(unreadable, root)}")
     if broken:
@@ -418,9 +412,7 @@ def _is_kept(track: str, include: Sequence[str], exclude: Sequence[str]) -> bool
 def _matches(track: str, patterns: Sequence[str]) -> bool:
     name = track.rpartition("/")[2]
     return any(
-        fnmatch.fnmatchcase(track, pattern)
-        or fnmatch.fnmatchcase(name, pattern)
-        or track.startswith(pattern.rstrip("/") + "/")
+        fnmatch.fnmatchcase(track, pattern) or fnmatch.fnmatchcase(name, pattern) or track.startswith(pattern.rstrip("/") + "/")
         for pattern in patterns
     )
 
@@ -438,9 +430,7 @@ def _layouts(files: Sequence[_File], root: str, corpus: str) -> dict[str, _Layou
     return {folder: _layout(folder, names, root, wanted, listings) for folder, names in stems.items()}
 
 
-def _layout(
-    folder: str, stems: Sequence[str], root: str, wanted: Sequence[str], listings: dict[str, frozenset[str]]
-) -> _Layout:
+def _layout(folder: str, stems: Sequence[str], root: str, wanted: Sequence[str], listings: dict[str, frozenset[str]]) -> _Layout:
     above = os.path.dirname(folder)
     for home in (folder, above):
         names = _names(home, listings)

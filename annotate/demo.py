@@ -118,9 +118,7 @@ class Cues:
         _require(_is_real(self.tempo_bpm, 30, 240), "tempo_bpm", self.tempo_bpm, "from 30 to 240")
         for name in ("articulation", "dissonance", "regularity", "chromaticism"):
             _require(_is_real(getattr(self, name), 0, 1), name, getattr(self, name), "from 0 to 1")
-        _require(
-            _is_whole(self.layers, 1, len(LAYERS)), "layers", self.layers, f"a whole number from 1 to {len(LAYERS)}"
-        )
+        _require(_is_whole(self.layers, 1, len(LAYERS)), "layers", self.layers, f"a whole number from 1 to {len(LAYERS)}")
         _require(_is_real(self.loudness_db, -60, -6), "loudness_db", self.loudness_db, "from -60 to -6")
         _require(self.timbre in TIMBRES, "timbre", self.timbre, f"one of {', '.join(TIMBRES)}")
 
@@ -277,9 +275,7 @@ def _melody_degrees(roots: Sequence[int], n_phrases: int, seed: int) -> Iterator
                     step = -step
                 degree += step
                 if slot % 8 == 0:
-                    degree = min(
-                        (degree, degree - 1, degree + 1), key=lambda d: ((d - root) % 7 not in (0, 2, 4), abs(d - 3))
-                    )
+                    degree = min((degree, degree - 1, degree + 1), key=lambda d: ((d - root) % 7 not in (0, 2, 4), abs(d - 3)))
                 yield phrase * _SLOTS_A_PHRASE + bar * _SLOTS_A_BAR + slot, length, degree
 
 
@@ -526,14 +522,10 @@ def _at_loudness(x: Signal, loudness_db: float) -> Signal:
         if abs(ratio - 1) < 1e-5:
             return y
         gain *= ratio**1.5
-    raise ValueError(
-        f"loudness_db={loudness_db} must be lower: these notes are too sparse to reach it without clipping"
-    )
+    raise ValueError(f"loudness_db={loudness_db} must be lower: these notes are too sparse to reach it without clipping")
 
 
-def render(
-    notes: Sequence[Note], *, duration_s: float, sample_rate: int = 44100, loudness_db: float
-) -> npt.NDArray[np.float32]:
+def render(notes: Sequence[Note], *, duration_s: float, sample_rate: int = 44100, loudness_db: float) -> npt.NDArray[np.float32]:
     """Render notes to a mono signal of a given loudness.
 
     A signal whose peaks stay within 0.89 is only scaled; in a louder one what exceeds 0.6 is bent smoothly towards

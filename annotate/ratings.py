@@ -126,12 +126,9 @@ def read_emotify(path: Path) -> Labels:
         genres = table["genre"].str.strip().str.casefold()
         contrary = genres.isin(list(EMOTIFY_OFFSETS)) & (genres != ids.astype(int).map(emotify_genre))
         if contrary.any():
-            messages.append(
-                f"{path.name}: {_lines(contrary)} name a genre that is not the one of the track id; the id counts"
-            )
+            messages.append(f"{path.name}: {_lines(contrary)} name a genre that is not the one of the track id; the id counts")
     units: dict[str, RatingUnit] = {
-        f"rated_{label}": (f"share of listeners who chose {label.replace('_', ' ')}", "share", 0.0, 1.0)
-        for label in GEMS
+        f"rated_{label}": (f"share of listeners who chose {label.replace('_', ' ')}", "share", 0.0, 1.0) for label in GEMS
     }
     units["rated_n"] = ("listeners who rated the track", "listeners", 1.0, float(shares["rated_n"].max()))
     listeners = pd.concat([keys, choices.astype("int8")], axis=1)
@@ -157,9 +154,7 @@ def read_soundtracks(root: Path) -> Labels:
         messages.append("no midlevel_annotations.csv beside the film ratings: no mid-level ratings")
     else:
         ratings = ratings.join(midlevel, how="outer")
-        units |= {
-            f"rated_{label}": (f"mean rating of {label.replace('_', ' ')}", "points", 1.0, 10.0) for label in MIDLEVEL
-        }
+        units |= {f"rated_{label}": (f"mean rating of {label.replace('_', ' ')}", "points", 1.0, 10.0) for label in MIDLEVEL}
     album: dict[str, str] = {}
     tracklist = root / "set1_tracklist.csv"
     if tracklist.is_file():
@@ -229,9 +224,7 @@ def read_muse(path: Path) -> Labels:
     if (~usable).any():
         messages.append(f"{path.name}: {int((~usable).sum())} rows without a Spotify id left out ({_lines(~usable)})")
     if repeated.any():
-        messages.append(
-            f"{path.name}: {int(repeated.sum())} rows repeat a Spotify id; the first counts ({_lines(repeated)})"
-        )
+        messages.append(f"{path.name}: {int(repeated.sum())} rows repeat a Spotify id; the first counts ({_lines(repeated)})")
     table, keys = table[usable & ~repeated], keys[usable & ~repeated]
     ratings = pd.DataFrame(index=pd.Index(keys, name="track_key", dtype="str"))
     for label in labels:
@@ -243,8 +236,7 @@ def read_muse(path: Path) -> Labels:
             )
         ratings[f"rated_{label}"] = values.mask(outside).to_numpy()
     units: dict[str, RatingUnit] = {
-        f"rated_{label}": (f"mean {label} of the track's tags by Warriner's word norms", "points", 1.0, 9.0)
-        for label in labels
+        f"rated_{label}": (f"mean {label} of the track's tags by Warriner's word norms", "points", 1.0, 9.0) for label in labels
     }
     texts = {name: _texts(keys, table[name]) if name in table.columns else {} for name in ("artist", "track", "genre")}
     return Labels(
@@ -318,9 +310,7 @@ def read_deam(root: Path, *, correct: bool = True) -> Labels:
             ratings.loc[of_2013, [valence, arousal]] = ratings.loc[of_2013, [arousal, valence]].to_numpy()
         messages.append(f"DEAM: exchanged back for {int(of_2013.sum())} songs, means and SDs")
     elif exchanged:
-        messages.append(
-            f"DEAM: left as published for {int(of_2013.sum())} songs: their valence is arousal and the reverse"
-        )
+        messages.append(f"DEAM: left as published for {int(of_2013.sum())} songs: their valence is arousal and the reverse")
     metadata: dict[str, dict[str, str]] = {"artist": {}, "album": {}, "title": {}, "genre": {}}
     for base in (root, *folder.parents[:3]):
         paths = sorted((base / "metadata").glob("metadata_*.csv"))
@@ -346,9 +336,7 @@ def _deam_exchange(folder: Path, static: pd.DataFrame) -> tuple[bool, list[str]]
     for dimension in ("valence", "arousal"):
         path = folder / "dynamic (per second annotations)" / f"{dimension}.csv"
         if not path.is_file():
-            return False, [
-                f"DEAM: no dynamic {dimension}.csv: whether valence and arousal of 2013 are exchanged was not checked"
-            ]
+            return False, [f"DEAM: no dynamic {dimension}.csv: whether valence and arousal of 2013 are exchanged was not checked"]
         dynamic = pd.read_csv(path, index_col=0)
         dynamic.index = dynamic.index.astype("str")
         means[dimension] = dynamic.mean(axis=1)

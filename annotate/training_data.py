@@ -66,9 +66,7 @@ def extract(path: Path, folder: Path) -> str:
     arrays: dict[str, NDArray[Any]] = {
         "stft": stft_decibel(signal, stft).astype(np.float16),
         "log_frequency": log_frequency_frames(signal, log_frequency, start=0, count=n_frames, peak=peak).astype(np.float16),
-        "mel": np.stack([mel_chunk(cut(signal, start, mel.window_length), mel)[:, :216] for start in starts]).astype(
-            np.float16
-        ),
+        "mel": np.stack([mel_chunk(cut(signal, start, mel.window_length), mel)[:, :216] for start in starts]).astype(np.float16),
         "segments": np.stack(list(mel_mfcc_contrast_windows(decoded.signals[44_100], segment))).astype(np.float16),
         "descriptors": describe(signal, descriptor),
         "statistics": note_statistics(events, decoded.duration_s),

@@ -14,6 +14,8 @@ from functools import lru_cache
 import librosa
 import numpy as np
 import scipy.fft
+from librosa.filters import chroma as chroma_filterbank
+from librosa.filters import mel as mel_filterbank
 from numpy.typing import NDArray
 
 from features.windows import Signal, check_signal, cut
@@ -76,8 +78,8 @@ def descriptor_names(spec: DescriptorSpec) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4)
 def _filters(spec: DescriptorSpec) -> tuple[Array, Array]:
-    mel = librosa.filters.mel(sr=spec.sample_rate, n_fft=spec.n_fft, n_mels=spec.n_mels)
-    chroma = librosa.filters.chroma(sr=spec.sample_rate, n_fft=spec.n_fft, tuning=0.0)
+    mel = mel_filterbank(sr=spec.sample_rate, n_fft=spec.n_fft, n_mels=spec.n_mels)
+    chroma = chroma_filterbank(sr=spec.sample_rate, n_fft=spec.n_fft, tuning=0.0)
     return mel, chroma
 
 
@@ -95,9 +97,7 @@ def frame_features(signal: Signal, spec: DescriptorSpec) -> tuple[Array, Array]:
     chromas: list[Array] = []
     for start in range(0, n_frames, spec.block_frames):
         count = min(spec.block_frames, n_frames - start)
-        stretch = cut(
-            signal, start * spec.hop_length - spec.n_fft // 2, (count - 1) * spec.hop_length + spec.n_fft
-        )
+        stretch = cut(signal, start * spec.hop_length - spec.n_fft // 2, (count - 1) * spec.hop_length + spec.n_fft)
         magnitude = np.abs(librosa.stft(stretch, n_fft=spec.n_fft, hop_length=spec.hop_length, center=False))
         power = magnitude**2
         power_mel.append((mel_filters @ power).T)

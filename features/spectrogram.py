@@ -19,6 +19,7 @@ from functools import lru_cache
 import librosa
 import numpy as np
 import scipy.fft
+from librosa.filters import mel as mel_filterbank
 from numpy.typing import NDArray
 
 from features.windows import Signal, check_signal, cut, plan_windows
@@ -100,7 +101,7 @@ def stft_windows(signal: Signal, spec: StftSpec) -> Iterator[Array]:
     for index in range(plan.count):
         window = cut(signal, index * spec.window_length, spec.window_length)
         decibel = stft_decibel(window, spec)
-        yield np.maximum(decibel, decibel.max() - spec.top_db)
+        yield np.maximum(decibel, decibel.max() - np.float32(spec.top_db))
 
 
 def stft_decibel(signal: Signal, spec: StftSpec) -> Array:
@@ -128,7 +129,8 @@ def logarithmic_filterbank(spec: LogFrequencySpec) -> Array:
     for band, (low, centre, high) in enumerate(zip(edges[:-2], edges[1:-1], edges[2:], strict=True)):
         filters[low : centre + 1, band] = np.linspace(0, 1, centre - low + 1)
         filters[centre:high, band] = np.linspace(1, 0, high - centre + 1)[:-1]
-    return filters / filters.sum(axis=0)
+    normalized: Array = filters / filters.sum(axis=0)
+    return normalized
 
 
 def log_frequency_frames(signal: Signal, spec: LogFrequencySpec, *, start: int, count: int, peak: float) -> Array:
@@ -142,7 +144,7 @@ def log_frequency_frames(signal: Signal, spec: LogFrequencySpec, *, start: int, 
     first = int(centres[0]) - spec.frame_length // 2
     stretch = cut(signal, first, int(centres[-1] - centres[0]) + spec.frame_length)
     frames = np.lib.stride_tricks.sliding_window_view(stretch, spec.frame_length)[centres - centres[0]]
-    window = np.hanning(spec.frame_length).astype(np.float32) / np.float32(max(peak, np.finfo(np.float32).tiny))
+    window = np.hanning(spec.frame_length).astype(np.float32) / np.float32(max(peak, 1e-30))
     magnitude = np.abs(scipy.fft.rfft(frames * window, axis=1)[:, : spec.frame_length // 2])
     spectrogram: Array = np.log10(1.0 + magnitude @ logarithmic_filterbank(spec))
     return spectrogram
@@ -160,7 +162,7 @@ def log_frequency_windows(signal: Signal, spec: LogFrequencySpec) -> Iterator[Ar
 
 @lru_cache(maxsize=8)
 def _mel_filters(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float | None) -> Array:
-    filters: Array = librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=f_min, fmax=f_max)
+    filters: Array = mel_filterbank(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=f_min, fmax=f_max)
     return filters
 
 

@@ -215,9 +215,7 @@ def note_posteriors(
     return frames, onsets
 
 
-def notes_from_posteriors(
-    frames: NDArray[np.float32], onsets: NDArray[np.float32], spec: TranscriptionSpec
-) -> NoteEvents:
+def notes_from_posteriors(frames: NDArray[np.float32], onsets: NDArray[np.float32], spec: TranscriptionSpec) -> NoteEvents:
     """Turn posteriors into notes, exactly as basic-pitch does, in time linear in their length (bar one sort).
 
     The network's onsets, joined by sharp rises of the frame posterior, start notes, the last first; a note lasts
@@ -430,7 +428,5 @@ def _strongest_first(
 def _frame_times_s(n_frames: int) -> NDArray[np.float64]:
     """Time of each frame, with the package's correction for frames that a window lacks, shape (n_frames,), seconds."""
     frame = np.arange(n_frames)
-    times: NDArray[np.float64] = (frame * FFT_HOP) / float(SAMPLE_RATE) - _WINDOW_OFFSET_S * np.floor(
-        frame / FRAMES_PER_WINDOW
-    )
+    times: NDArray[np.float64] = (frame * FFT_HOP) / float(SAMPLE_RATE) - _WINDOW_OFFSET_S * np.floor(frame / FRAMES_PER_WINDOW)
     return times

@@ -57,7 +57,8 @@ class DescriptorModel:
             + np.stack([machine.predict(reduced) for machine in self.machines], axis=1)
             + self.trees.predict(raw).reshape(len(raw), -1)
         ) / 3
-        return (average * self.spread + self.mean).astype(np.float32)
+        ratings: Array = (average * self.spread + self.mean).astype(np.float32)
+        return ratings
 
 
 def fit(descriptors: Array, ratings: Array, recipe: DescriptorRecipe = DescriptorRecipe()) -> DescriptorModel:
@@ -151,7 +152,11 @@ def to_onnx(model: DescriptorModel) -> bytes:
     nodes += [
         helper.make_node("Concat", [f"machine{label}" for label in range(labels)], ["machines"], axis=1),
         helper.make_node(
-            "TreeEnsembleRegressor", ["descriptors"], ["trees"], domain="ai.onnx.ml", **_tree_attributes(model.trees, labels)
+            "TreeEnsembleRegressor",
+            ["descriptors"],
+            ["trees"],
+            domain="ai.onnx.ml",
+            **_tree_attributes(model.trees, labels),
         ),
         helper.make_node("Add", ["ridge", "machines"], ["sum_of_two"]),
         helper.make_node("Add", ["sum_of_two", "trees"], ["sum_of_three"]),

@@ -1,4 +1,4 @@
-"""The four spectrogram networks as training tasks: which graph, which heads, which crops, and how the result is finished.
+"""The networks as training tasks: which graph, which heads, which crops, and how the result is finished.
 
 A task trains on whole-track arrays and gives back the plain graph of its founding document: input and target scales are folded
 into the first and last layers (exact), batch normalisation is the plain layer, dtype float32.
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.spectrogram import LogFrequencySpec, StftSpec
-from models import crnn, emotion, joint, midlevel
+from models import crnn, emotion, joint, midlevel, probe, va
 from models.labels import GENRES
 from models.training import (
     Examples,
@@ -30,15 +30,25 @@ from models.training import (
 
 Array = NDArray[np.float32]
 
-MIDLEVEL_RECIPE = Recipe(
-    epochs=24, crop_frames=323, time_mask_frames=32, frequency_mask_bins=24, gain_db=6.0, learning_rate=8e-4
-)
+MIDLEVEL_RECIPE = Recipe(epochs=24, crop_frames=323, time_mask_frames=32, frequency_mask_bins=24, gain_db=6.0, learning_rate=8e-4)
 JOINT_RECIPE = Recipe(epochs=24, crop_frames=313, time_mask_frames=32, frequency_mask_bins=14, roll_bins=2)
 EMOTION_RECIPE = Recipe(
-    epochs=20, crops_per_track=4, learning_rate=3e-4, batch_size=32, time_mask_frames=24, frequency_mask_bins=12, mixup_alpha=0.4
+    epochs=20,
+    crops_per_track=4,
+    learning_rate=3e-4,
+    batch_size=32,
+    time_mask_frames=24,
+    frequency_mask_bins=12,
+    mixup_alpha=0.4,
 )
 CRNN_RECIPE = Recipe(
     epochs=24, crops_per_track=2, learning_rate=8e-4, time_mask_frames=24, frequency_mask_bins=16, mixup_alpha=0.2
+)
+VA_RECIPE = Recipe(
+    epochs=150, batch_size=32, learning_rate=2e-3, weight_decay=2e-2, time_masks=0, frequency_masks=0, dtype="float32"
+)
+VASEQ_RECIPE = Recipe(
+    epochs=30, batch_size=16, learning_rate=1e-3, weight_decay=1e-3, time_masks=0, frequency_masks=0, dtype="float32"
 )
 
 
@@ -78,7 +88,7 @@ def _input_scale(arrays: Sequence[NDArray[Any]]) -> tuple[float, float]:
     return mean, variance**0.5
 
 
-class _Policy:
+class policy:
     """Sets Keras's global dtype policy for a block, with a fresh session."""
 
     def __init__(self, name: str) -> None:
@@ -98,7 +108,7 @@ class _Policy:
 
 
 def _plain(trained: Any, build: Any) -> Any:
-    with _Policy("float32"):
+    with policy("float32"):
         plain = build()
     plain.set_weights(trained.get_weights())
     return plain
@@ -115,17 +125,15 @@ def train_midlevel(tracks: Tracks, recipe: Recipe, folder: Path) -> Any:
     mean, spread = _scale(tracks.targets["rating"])
     input_mean, input_spread = _input_scale(tracks.arrays)
     heads = {"rating": Head("mse", mean, spread), "salience": Head("bce")}
-    examples = Examples(
-        tracks.arrays, tracks.targets, tracks.weights, 1, StftSpec().top_db, input_mean, input_spread
-    )
+    examples = Examples(tracks.arrays, tracks.targets, tracks.weights, 1, StftSpec().top_db, input_mean, input_spread)
     keras.utils.set_random_seed(recipe.seed)
-    with _Policy(recipe.dtype):
+    with policy(recipe.dtype):
         network = midlevel.build(
             midlevel.MidlevelArchitecture(frames=recipe.crop_frames), normalization=fused_batch_normalization()
         )
     fit(network, heads, examples, recipe, folder)
     fold_input_scale(_first_convolution(network), mean=input_mean, spread=input_spread)
-    unscale(network.get_layer("rating"), mean=mean / 10, spread=spread / 10)
+    unscale(network.get_layer("rating"), mean=np.float32(0.1) * mean, spread=np.float32(0.1) * spread)
     return _plain(network, midlevel.build)
 
 
@@ -138,16 +146,14 @@ def train_joint(tracks: Tracks, recipe: Recipe, folder: Path) -> Any:
     heads = {name: Head("mse", *scales[name]) for name in ("midlevel", "film")}
     examples = Examples(tracks.arrays, tracks.targets, tracks.weights, 0, None, input_mean, input_spread)
     keras.utils.set_random_seed(recipe.seed)
-    with _Policy(recipe.dtype):
-        network = joint.build_joint(
-            joint.JointArchitecture(frames=recipe.crop_frames), normalization=fused_batch_normalization()
-        )
+    with policy(recipe.dtype):
+        network = joint.build_joint(joint.JointArchitecture(frames=recipe.crop_frames), normalization=fused_batch_normalization())
     fit(network, heads, examples, recipe, folder)
     fold_input_scale(_first_convolution(network), mean=input_mean, spread=input_spread)
-    mean, spread = (scale / 10 for scale in scales["midlevel"])
+    mean, spread = (np.float32(0.1) * scale for scale in scales["midlevel"])
     unscale(network.get_layer("midlevel"), mean=mean, spread=spread)
     rescale_input(network.get_layer("film"), mean=mean, spread=spread)
-    mean, spread = (scale / 10 for scale in scales["film"])
+    mean, spread = (np.float32(0.1) * scale for scale in scales["film"])
     unscale(network.get_layer("film"), mean=mean, spread=spread)
     return _plain(network, joint.build_joint)
 
@@ -160,7 +166,7 @@ def train_emotion(tracks: Tracks, recipe: Recipe, folder: Path) -> Any:
     architecture = emotion.EmotionArchitecture(mean=input_mean, standard_deviation=input_spread)
     examples = Examples(tracks.arrays, tracks.targets, tracks.weights, time_axis=1)
     keras.utils.set_random_seed(recipe.seed)
-    with _Policy(recipe.dtype):
+    with policy(recipe.dtype):
         network = emotion.build(architecture, normalization=fused_batch_normalization())
     fit(network, {"emotion": Head("bce")}, examples, recipe, folder)
     return _plain(network, lambda: emotion.build(architecture))
@@ -171,16 +177,82 @@ def train_crnn(tracks: Tracks, recipe: Recipe, folder: Path) -> Any:
     import keras
 
     heads = {"reg_output": Head("mse"), "class_output": Head("cce")}
-    padded = [_PaddedChunks(array) for array in tracks.arrays]
+    padded = [PaddedChunks(array) for array in tracks.arrays]
     examples = Examples(padded, tracks.targets, tracks.weights, time_axis=1)
     keras.utils.set_random_seed(recipe.seed)
-    with _Policy(recipe.dtype):
+    with policy(recipe.dtype):
         network = crnn.build(crnn.CrnnArchitecture(), normalization=fused_batch_normalization())
     fit(network, heads, examples, recipe, folder)
     return _plain(network, lambda: crnn.build(replace(crnn.CrnnArchitecture(), recurrent_dropout=0.0)))
 
 
-class _PaddedChunks:
+def train_va(statistics: Array, targets: Array, recipe: Recipe, folder: Path) -> Any:
+    """Train the dense network on note statistics (track, 22); targets (track, 4) on 1-9, NaN where there is none."""
+    import keras
+
+    finite = np.nan_to_num(statistics)
+    spread = finite.std(axis=0)
+    architecture = va.DenseArchitecture(
+        mean=tuple(finite.mean(axis=0).tolist()),
+        standard_deviation=tuple(np.where(spread > 0, spread, 1.0).tolist()),
+        output_bias=_centre(targets),
+    )
+    keras.utils.set_random_seed(recipe.seed)
+    keras.backend.clear_session()
+    network = va.build_dense(architecture)
+    examples = Examples([row[None] for row in finite], {"va": targets}, np.ones(len(finite), np.float32), channel=False)
+    fit(network, {"va": Head("mse")}, examples, recipe, folder)
+    return network
+
+
+def train_vaseq(sequences: Array, targets: Array, recipe: Recipe, folder: Path) -> Any:
+    """Train the sequence network on notes (track, 512, 4), zero rows behind; targets as for `train_va`."""
+    import keras
+
+    notes = sequences[(sequences != 0).any(axis=2)]
+    architecture = va.SequenceArchitecture(
+        mean=tuple(notes.mean(axis=0).tolist()),
+        standard_deviation=tuple(notes.std(axis=0).tolist()),
+        output_bias=_centre(targets),
+    )
+    keras.utils.set_random_seed(recipe.seed)
+    keras.backend.clear_session()
+    network = va.build_sequence(architecture)
+    examples = Examples([row[None] for row in sequences], {"va": targets}, np.ones(len(sequences), np.float32), channel=False)
+    fit(network, {"va": Head("mse")}, examples, recipe, folder)
+    return network
+
+
+def _centre(targets: Array) -> tuple[float, ...]:
+    """Mean of each target; the document's middle of the scale where a column has no rating at all."""
+    known = np.isfinite(targets)
+    sums = np.where(known, targets, 0).sum(axis=0)
+    return tuple(np.where(known.any(axis=0), sums / np.maximum(known.sum(axis=0), 1), (5.0, 1.5, 5.0, 1.5)).tolist())
+
+
+def fit_probe(salience: Array, shares: Array) -> Any:
+    """Fit the linear probe, salience (track, 7) to shares of listeners (track, 9), by maximum likelihood.
+
+    Each share enters as that weight of a 1 and the rest of a 0: binary cross-entropy with soft targets, solved by scikit-learn.
+    """
+    import keras
+    from sklearn.linear_model import LogisticRegression
+
+    kernel, bias = [], []
+    inputs = np.concatenate([salience, salience])
+    for share in shares.T:
+        weights = np.concatenate([share, 1 - share])
+        model = LogisticRegression(C=1e3, max_iter=2000)
+        model.fit(inputs, np.repeat([1, 0], len(share)), sample_weight=weights)
+        kernel.append(model.coef_[0])
+        bias.append(model.intercept_[0])
+    keras.backend.clear_session()
+    network = probe.build()
+    network.set_weights([np.stack(kernel, axis=1), np.array(bias)])
+    return network
+
+
+class PaddedChunks:
     """Mel chunks without their padding, read as the network wants them: 300 frames, zeros behind."""
 
     def __init__(self, chunks: NDArray[Any]) -> None:
@@ -188,6 +260,9 @@ class _PaddedChunks:
 
     def __len__(self) -> int:
         return len(self.chunks)
+
+    def __iter__(self) -> Iterator[Array]:
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Array:
         chunk = np.asarray(self.chunks[index], np.float32)
@@ -246,5 +321,3 @@ def predict_tracks(model: Any, windows: Sequence[Sequence[Array]], *, batch_size
         np.add.at(sums, owner, values)
         pooled[head] = (sums / np.bincount(owner, minlength=len(windows))[:, None]).astype(np.float32)
     return pooled
-
-

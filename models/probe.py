@@ -40,9 +40,7 @@ def build(architecture: ProbeArchitecture = ProbeArchitecture()) -> Any:
 
     penalty = regularizers.L2(architecture.weight_decay) if architecture.weight_decay else None
     salience = keras.Input((len(MIDLEVEL.labels),), name="salience")
-    head = layers.Dense(
-        len(GEMS.labels), activation="sigmoid", kernel_regularizer=penalty, name="gems", dtype="float32"
-    )
+    head = layers.Dense(len(GEMS.labels), activation="sigmoid", kernel_regularizer=penalty, name="gems", dtype="float32")
     return keras.Model(salience, {"gems": head(salience)}, name="probe")
 
 

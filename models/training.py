@@ -69,13 +69,14 @@ class Examples:
     (window, row, column). `targets[head]` has shape (track, label), NaN where there is no rating.
     """
 
-    arrays: Sequence[NDArray[Any]]
+    arrays: Sequence[Any]
     targets: Mapping[str, Array]
     weights: Array
     time_axis: int = 0
     top_db: float | None = None  # of a dB input: the limit below the crop's maximum
     input_mean: float = 0.0  # the network trains on (crop - mean) / spread
     input_spread: float = 1.0
+    channel: bool = True  # whether the network's input has a last axis of length 1
 
 
 def _masked(loss: str) -> Callable[[Any, Any], Any]:
@@ -141,17 +142,15 @@ def draw_epoch(examples: Examples, recipe: Recipe, epoch: int) -> tuple[Array, d
     if recipe.mixup_alpha:
         # pairs of tracks whose known labels are the same may be mixed; others stay as they are
         partner = rng.permutation(len(order))
-        share = np.maximum(rest := rng.beta(recipe.mixup_alpha, recipe.mixup_alpha, len(order)), 1 - rest)
+        drawn = rng.beta(recipe.mixup_alpha, recipe.mixup_alpha, len(order))
         same = np.ones(len(order), bool)
         for values in targets.values():
             same &= (np.isnan(values) == np.isnan(values[partner])).all(axis=1)
-        share = np.where(same, share, 1.0).astype(np.float32)
+        share = np.where(same, np.maximum(drawn, 1 - drawn), 1.0).astype(np.float32)
         crops = share[:, None, None] * crops + (1 - share)[:, None, None] * crops[partner]
-        targets = {
-            head: share[:, None] * values + (1 - share)[:, None] * values[partner] for head, values in targets.items()
-        }
+        targets = {head: share[:, None] * values + (1 - share)[:, None] * values[partner] for head, values in targets.items()}
         weights = share * weights + (1 - share) * weights[partner]
-    return crops[..., None].astype(np.float32), targets, weights
+    return (crops[..., None] if examples.channel else crops).astype(np.float32), targets, weights
 
 
 def _draw(examples: Examples, track: int, recipe: Recipe, rng: np.random.Generator) -> Array:
@@ -316,7 +315,7 @@ def _save(folder: Path, model: Any, optimizer: Any, history: list[dict[str, floa
     state |= {f"optimizer{k}": keras.ops.convert_to_numpy(v.value) for k, v in enumerate(optimizer.variables)}
     state["history"] = np.frombuffer(json.dumps(history).encode(), np.uint8)
     temporary = folder / "checkpoint.tmp.npz"
-    np.savez(temporary, **state)  # type: ignore[arg-type]
+    np.savez(temporary, **state)
     os.replace(temporary, folder / "checkpoint.npz")
     (folder / "history.json").write_text(json.dumps(history, indent=1))
 

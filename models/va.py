@@ -33,9 +33,7 @@ def _check(
     mean: tuple[float, ...], standard_deviation: tuple[float, ...], output_bias: tuple[float, ...], *, inputs: int
 ) -> None:
     if len(mean) != inputs or len(standard_deviation) != inputs:
-        raise ValueError(
-            f"mean has {len(mean)} values, standard_deviation {len(standard_deviation)}: both must have {inputs}"
-        )
+        raise ValueError(f"mean has {len(mean)} values, standard_deviation {len(standard_deviation)}: both must have {inputs}")
     if not all(deviation > 0 for deviation in standard_deviation):
         raise ValueError(f"standard_deviation={standard_deviation} must be > 0 throughout")
     if len(output_bias) != len(OUTPUTS):

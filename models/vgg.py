@@ -49,9 +49,7 @@ def trunk(
     penalty = regularizers.L2(weight_decay) if weight_decay else None
 
     def convolution(x: Any, filters: int, size: int = 3, stride: int = 1, padding: str = "same") -> Any:
-        x = layers.Conv2D(
-            filters, size, strides=stride, padding=padding, activation="relu", kernel_regularizer=penalty
-        )(x)
+        x = layers.Conv2D(filters, size, strides=stride, padding=padding, activation="relu", kernel_regularizer=penalty)(x)
         return normalize(momentum=BATCH_NORM_MOMENTUM)(x)
 
     x = convolution(inputs, 64, size=5, stride=2, padding="valid")

@@ -72,6 +72,13 @@ def test_formats_in_small_blocks_equal_the_whole(
         np.testing.assert_allclose(decoded.signals[rate], one_shot, atol=1e-5)
 
 
+def test_long_mp3_has_no_seams_between_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sine = 0.3 * np.sin(2 * np.pi * 440 * np.arange(441_000) / 44_100)  # its small frames lean on the bit reservoir
+    path = write(tmp_path / "x.mp3", np.stack([sine, sine], axis=1), 44_100)
+    monkeypatch.setattr(annotate.audio, "BLOCK_FRAMES", 10_007)
+    np.testing.assert_allclose(decode(path, rates=[44_100]).signals[44_100], whole(path), atol=1e-6)
+
+
 def test_mono_is_the_mean_of_all_channels(tmp_path: Path) -> None:
     channels = np.stack([tone() * gain for gain in (1.0, 0.5, 0.0, 0.25)], axis=1)
     path = write(tmp_path / "four.wav", channels, 44_100, "FLOAT")
@@ -145,6 +152,13 @@ def test_truncated_file_is_decoded_as_far_as_it_goes(name: str, tmp_path: Path) 
     assert 1.0 < decoded.duration_s < 4.0
     heard = decoded.signals[sample_rate][: round((decoded.duration_s - 0.1) * sample_rate)]
     np.testing.assert_allclose(heard, complete[: len(heard)], atol=0.02)
+
+
+def test_ogg_cut_between_pages_is_truncated(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.ogg", tone(6), 44_100)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex(b"OggS")])
+    assert "without its last page" in str(decode(path, rates=[]).truncated)
 
 
 def test_broken_in_the_middle_keeps_what_came_before(tmp_path: Path) -> None:

@@ -283,9 +283,7 @@ def test_an_onset_is_heard_at_its_time():
 def test_the_order_of_notes_does_not_matter_to_the_ear():
     notes = notes_of(PLAIN, duration_s=3.0)
     x = render(notes, duration_s=3.0, sample_rate=SAMPLE_RATE, loudness_db=-20.0)
-    np.testing.assert_allclose(
-        render(notes[::-1], duration_s=3.0, sample_rate=SAMPLE_RATE, loudness_db=-20.0), x, atol=1e-6
-    )
+    np.testing.assert_allclose(render(notes[::-1], duration_s=3.0, sample_rate=SAMPLE_RATE, loudness_db=-20.0), x, atol=1e-6)
 
 
 # The corpus.

@@ -47,9 +47,7 @@ CASES = {
     "a2e": Case(lambda: joint.build_a2e(joint.JointArchitecture(frames=None)), (30, 149, 1), {"film": 8}),
     "a2mid2e": Case(lambda: joint.build_a2mid2e(joint.JointArchitecture(frames=None)), (30, 149, 1), {"midlevel": 7}),
     "midlevel_to_emotion": Case(joint.build_midlevel_to_emotion, (7,), {"film": 8}),
-    "joint": Case(
-        lambda: joint.build_joint(joint.JointArchitecture(frames=None)), (30, 149, 1), {"midlevel": 7, "film": 8}
-    ),
+    "joint": Case(lambda: joint.build_joint(joint.JointArchitecture(frames=None)), (30, 149, 1), {"midlevel": 7, "film": 8}),
     "va_sequence": Case(lambda: va.build_sequence(va.SequenceArchitecture(notes=None)), (12, 4), {"va": 4}),
     "va_dense": Case(va.build_dense, (22,), {"va": 4}),
     "va_transfer": Case(va.build_transfer, (64,), {"va": 4}),
@@ -331,9 +329,7 @@ def test_dense1_is_linear_and_named_as_in_the_document() -> None:
         ("crnn", {"reg_output": "linear", "class_output": "softmax"}),
     ],
 )
-def test_heads_have_the_documents_activations(
-    name: str, activations: dict[str, str], networks: Callable[[str], Any]
-) -> None:
+def test_heads_have_the_documents_activations(name: str, activations: dict[str, str], networks: Callable[[str], Any]) -> None:
     assert {head: networks(name).get_layer(head).activation.__name__ for head in activations} == activations
 
 
@@ -360,9 +356,7 @@ def test_regularisation_and_dropout_are_the_documents() -> None:
 def test_outputs_are_named_and_have_the_width_of_their_labels(name: str, networks: Callable[[str], Any]) -> None:
     case = CASES[name]
     outputs = run(networks(name), example(case.input_shape))
-    assert {output: y.shape for output, y in outputs.items()} == {
-        output: (3, width) for output, width in case.outputs.items()
-    }
+    assert {output: y.shape for output, y in outputs.items()} == {output: (3, width) for output, width in case.outputs.items()}
     assert all(np.isfinite(y).all() for y in outputs.values())
 
 
@@ -431,9 +425,7 @@ def test_importing_the_models_leaves_keras_and_its_backends_alone() -> None:
     ],
     ids=["midlevel", "joint"],
 )
-def test_weights_trained_at_any_length_serve_a_fixed_window(
-    any_length: Callable[[], Any], fixed: Callable[[], Any]
-) -> None:
+def test_weights_trained_at_any_length_serve_a_fixed_window(any_length: Callable[[], Any], fixed: Callable[[], Any]) -> None:
     trained, inference = disturb(any_length()), fixed()
     inference.set_weights(trained.get_weights())
     x = example(inference.input_shape[1:])

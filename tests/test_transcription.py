@@ -120,9 +120,7 @@ def test_types_and_order_of_the_notes(heard: NoteEvents) -> None:
     assert list(zip(heard.onset_s, heard.pitch, strict=True)) == sorted(zip(heard.onset_s, heard.pitch, strict=True))
 
 
-def test_posteriors_and_notes_of_a_signal_equal_the_package(
-    played: np.ndarray, heard: NoteEvents, tmp_path: Path
-) -> None:
+def test_posteriors_and_notes_of_a_signal_equal_the_package(played: np.ndarray, heard: NoteEvents, tmp_path: Path) -> None:
     np.savez(tmp_path / "signal.npz", signal=played)
     expected = run_package(tmp_path / "signal.npz", [SPEC], tmp_path / "posteriors.npz")[0]
     frames, onsets = note_posteriors(played, SPEC)
@@ -135,16 +133,12 @@ def test_posteriors_and_notes_of_a_signal_equal_the_package(
     np.testing.assert_allclose(rows(heard), expected, rtol=0, atol=1e-5)
 
 
-def test_notes_of_random_posteriors_equal_the_package_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_notes_of_random_posteriors_equal_the_package_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transcription, "_BLOCK_FRAMES", 100)
     specs = [
         SPEC,
         TranscriptionSpec(onset_threshold=0.8, frame_threshold=0.2, minimum_note_length_ms=23, energy_tolerance=3),
-        TranscriptionSpec(
-            minimum_note_length_ms=0, energy_tolerance=1, minimum_frequency=60.0, maximum_frequency=2000.0
-        ),
+        TranscriptionSpec(minimum_note_length_ms=0, energy_tolerance=1, minimum_frequency=60.0, maximum_frequency=2000.0),
         TranscriptionSpec(frame_threshold=0.6, melodia_trick=False),
     ]
     lengths = [1, 2, 3, 14, 100, 101, 250, 400]

@@ -1,0 +1,354 @@
+"""A bundle: frozen models with all that they depend on, in one folder.
+
+    bundle.json       name, version, licence; a family each: architecture, front end, labels, thresholds, training, scores;
+                      the SHA-256 of every other file
+    FAMILY.keras      weights of a network, Keras 3, stored in float16
+    FAMILY.onnx       the graph that a CPU runs, with its measured agreement with the Keras model in bundle.json
+    oof.parquet       out-of-fold predictions of the tracks that the models were trained on
+    reference.npz     inputs and outputs for `verify`
+    README.md         the model card
+
+Conventions: a published version never changes; a bundle's digest is the SHA-256 of its bundle.json, which holds the digests of
+the rest. Nothing is ever unpickled, no file outside the folder is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+FORMAT = 1
+BUILT_IN = Path(__file__).parent / "bundles"
+DEFAULT = "default-1"
+FAMILIES = ("midlevel", "probe", "joint", "emotion", "va", "vaseq", "crnn", "descriptors", "best", "notes")
+NETWORKS = ("midlevel", "probe", "joint", "emotion", "va", "vaseq", "crnn")
+MAX_MANIFEST_BYTES = 16 * 2**20
+REFERENCE_TOLERANCE = 1e-3  # of `verify`, in the network's own output units
+
+
+class BundleError(ValueError):
+    """A bundle that is not what it says; the message is one line that names the file and the rule."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One block of columns that a family writes."""
+
+    head: str  # output of the network
+    columns: tuple[str, ...]
+    description: str  # with {} for the label
+    unit: str
+    low: float
+    high: float
+    scale: float = 1.0  # column = head · scale + offset
+    offset: float = 0.0
+    spread: bool = False  # whether `<column>_sd` over the windows is written too
+    thresholds: tuple[float, ...] | None = None  # of `<column>_label`
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family of a bundle."""
+
+    name: str
+    architecture: str
+    arguments: Mapping[str, Any]
+    front_end: str  # class name of the spec
+    spec: Mapping[str, Any]
+    window_s: float | None  # None: the whole track
+    pooling: str
+    outputs: tuple[Output, ...]
+    weights: str | None  # file name
+    engine: str | None  # file name of the ONNX graph
+    details: Mapping[str, Any]  # training, scores, agreement of the engine
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files have been checked against their digests."""
+
+    folder: Path
+    name: str
+    version: str
+    licence: str
+    digest: str
+    families: Mapping[str, Family]
+    manifest: Mapping[str, Any]
+
+    def file(self, name: str) -> Path:
+        """Path of one of the bundle's files."""
+        if name not in self.manifest["files"]:
+            raise BundleError(f"{self.folder}: {name!r} is not among the bundle's files")
+        return self.folder / name
+
+    def trained_on(self, family: str) -> dict[str, frozenset[str]]:
+        """Ids of the rated tracks that a family learned from, by corpus."""
+        return {
+            corpus: frozenset(ids) for corpus, ids in self.families[family].details.get("training", {}).get("ids", {}).items()
+        }
+
+
+def find(name_or_path: str) -> Path:
+    """Folder of a bundle, by path or by the name of a built-in one (`default` is the current one).
+
+    Raises
+    ------
+    BundleError
+        If there is no such bundle.
+    """
+    if name_or_path == "default":
+        name_or_path = DEFAULT
+    for folder in (Path(name_or_path), BUILT_IN / name_or_path):
+        if (folder / "bundle.json").is_file():
+            return folder
+    built_in = ", ".join(path.name for path in built_in_bundles()) or "none"
+    raise BundleError(f"no bundle {name_or_path!r}: neither a folder with a bundle.json nor built in ({built_in})")
+
+
+def built_in_bundles() -> list[Path]:
+    """Folders of the bundles that come with the package."""
+    return sorted(path.parent for path in BUILT_IN.glob("*/bundle.json"))
+
+
+def load(name_or_path: str) -> Bundle:
+    """Open a bundle and check it: digests of every file, names, label counts.
+
+    Raises
+    ------
+    BundleError
+        With what is wrong and where.
+    """
+    folder = find(name_or_path)
+    path = folder / "bundle.json"
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path}: {path.stat().st_size} bytes, more than {MAX_MANIFEST_BYTES} are no manifest")
+    text = path.read_bytes()
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"{path}: not JSON: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise BundleError(f"{path}: format {found!r}, this version reads {FORMAT}")
+    try:
+        files: dict[str, str] = dict(manifest["files"])
+        families = {name: _family(name, entry) for name, entry in manifest["families"].items()}
+        name, version, licence = (str(manifest[key]) for key in ("name", "version", "licence"))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, BundleError):
+            raise
+        raise BundleError(f"{path}: {type(error).__name__} {error}: not a bundle's manifest") from None
+    for file, digest in files.items():
+        plain = PurePosixPath(file)
+        if plain.is_absolute() or ".." in plain.parts or "\\" in file or (folder / file).is_symlink():
+            raise BundleError(f"{path}: file name {file!r} leads out of the bundle")
+        if not (folder / file).is_file():
+            raise BundleError(f"{folder}: {file} is missing")
+        found = _sha256(folder / file)
+        if found != digest:
+            raise BundleError(f"{folder}: {file} has SHA-256 {found[:12]}…, bundle.json says {str(digest)[:12]}…")
+    for family in families.values():
+        for used in (family.weights, family.engine, *family.details.get("engines", {}).values()):
+            if used is not None and used not in files:
+                raise BundleError(f"{path}: {family.name} names {used!r}, which has no digest")
+    return Bundle(folder, name, version, licence, hashlib.sha256(text).hexdigest(), families, manifest)
+
+
+def _family(name: str, entry: Mapping[str, Any]) -> Family:
+    if name not in FAMILIES:
+        raise BundleError(f"unknown family {name!r}, must be one of {', '.join(FAMILIES)}")
+    outputs = []
+    for block in entry["outputs"]:
+        columns = tuple(block["columns"])
+        thresholds = block.get("thresholds")
+        if thresholds is not None and len(thresholds) != len(columns):
+            raise BundleError(f"{name}: {len(thresholds)} thresholds for {len(columns)} columns of head {block['head']!r}")
+        outputs.append(
+            Output(
+                head=block["head"],
+                columns=columns,
+                description=block["description"],
+                unit=block["unit"],
+                low=float(block["low"]),
+                high=float(block["high"]),
+                scale=float(block.get("scale", 1.0)),
+                offset=float(block.get("offset", 0.0)),
+                spread=bool(block.get("spread", False)),
+                thresholds=None if thresholds is None else tuple(float(t) for t in thresholds),
+            )
+        )
+    known = {"architecture", "arguments", "front_end", "spec", "window_s", "pooling", "outputs", "weights", "engine"}
+    return Family(
+        name=name,
+        architecture=entry["architecture"],
+        arguments=entry.get("arguments", {}),
+        front_end=entry["front_end"],
+        spec=entry["spec"],
+        window_s=entry.get("window_s"),
+        pooling=entry["pooling"],
+        outputs=tuple(outputs),
+        weights=entry.get("weights"),
+        engine=entry.get("engine"),
+        details={key: value for key, value in entry.items() if key not in known},
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write bundle.json with the digests of all files that lie in the folder; the last step of making a bundle."""
+    files = {
+        path.relative_to(folder).as_posix(): _sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "bundle.json"
+    }
+    temporary = folder / "bundle.json.tmp"
+    temporary.write_text(json.dumps({"format": FORMAT, **manifest, "files": files}, indent=1))
+    os.replace(temporary, folder / "bundle.json")
+
+
+def build_graph(family: Family) -> Any:
+    """Build a family's Keras graph from its architecture and arguments, with fresh weights.
+
+    Raises
+    ------
+    BundleError
+        For an architecture that is not ours, or arguments that it does not take.
+    """
+    from models import crnn, emotion, joint, midlevel, probe, va
+
+    builders: dict[str, tuple[Any, Any]] = {
+        "midlevel": (midlevel.build, midlevel.MidlevelArchitecture),
+        "probe": (probe.build, probe.ProbeArchitecture),
+        "joint": (joint.build_joint, joint.JointArchitecture),
+        "emotion": (emotion.build, emotion.EmotionArchitecture),
+        "crnn": (crnn.build, crnn.CrnnArchitecture),
+        "va_dense": (va.build_dense, va.DenseArchitecture),
+        "va_sequence": (va.build_sequence, va.SequenceArchitecture),
+    }
+    if family.architecture not in builders:
+        raise BundleError(f"{family.name}: unknown architecture {family.architecture!r}")
+    build, architecture = builders[family.architecture]
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in family.arguments.items()}
+    try:
+        return build(architecture(**arguments))
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{family.name}: arguments of {family.architecture}: {error}") from None
+
+
+def load_network(bundle: Bundle, name: str) -> Any:
+    """Build a family's graph in float32 and fill it from its `.keras` file.
+
+    Raises
+    ------
+    BundleError
+        If a weight's shape is not the graph's.
+    """
+    import keras
+
+    from models import va
+
+    va.register()
+    family = bundle.families[name]
+    if family.weights is None:
+        raise BundleError(f"{name} has no network")
+    graph = build_graph(family)
+    try:
+        stored = keras.saving.load_model(bundle.file(family.weights), compile=False, safe_mode=True)
+    except (ValueError, TypeError, OSError, KeyError) as error:
+        raise BundleError(f"{bundle.folder}: {family.weights} cannot be loaded: {str(error).splitlines()[0]}") from None
+    expected, found = [w.shape for w in graph.weights], [w.shape for w in stored.weights]
+    if expected != found:
+        number = next(
+            (k for k, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), min(len(expected), len(found))
+        )
+        raise BundleError(f"{bundle.folder}: {family.weights} differs from the graph of {name} at weight {number}")
+    heads = {output.head: len(output.columns) for output in family.outputs if output.head in graph.output}
+    for head, count in heads.items():
+        if graph.output[head].shape[-1] != count:
+            raise BundleError(f"{name}: head {head!r} gives {graph.output[head].shape[-1]} numbers for {count} columns")
+    graph.set_weights([np.asarray(weight, np.float32) for weight in stored.get_weights()])
+    return graph
+
+
+def save_network(network: Any, path: Path, rebuild: Any) -> None:
+    """Store a network's weights in float16 as a plain `.keras` file; `rebuild` builds the same graph anew."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float16")
+    try:
+        half = rebuild()
+    finally:
+        keras.config.set_dtype_policy(before)
+    half.set_weights([np.asarray(weight, np.float16) for weight in network.get_weights()])
+    half.save(path)
+
+
+@lru_cache(maxsize=32)
+def session(path: str, threads: int = 1) -> Any:
+    """Open an ONNX file in onnxruntime on the CPU; one session a process and file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run_engine(path: Path, inputs: Array, threads: int = 1) -> dict[str, Array]:
+    """Run an ONNX file on one batch: head -> array."""
+    opened = session(str(path), threads)
+    names = [output.name for output in opened.get_outputs()]
+    values = opened.run(names, {opened.get_inputs()[0].name: np.ascontiguousarray(inputs, np.float32)})
+    return dict(zip(names, values, strict=True))
+
+
+def verify(bundle: Bundle) -> Iterator[str]:
+    """Check every model against the bundle's reference inputs and outputs; yield a line each.
+
+    Raises
+    ------
+    BundleError
+        On the first difference above the tolerance.
+    """
+    with np.load(bundle.file("reference.npz"), allow_pickle=False) as reference:
+        arrays = {name: reference[name] for name in reference.files}
+    for name, family in bundle.families.items():
+        if f"{name}/input" not in arrays:
+            continue
+        inputs = arrays[f"{name}/input"]
+        ways: dict[str, dict[str, Array]] = {}
+        if family.weights is not None:
+            graph = load_network(bundle, name)
+            ways["keras"] = {head: np.asarray(value) for head, value in graph.predict_on_batch(inputs).items()}
+        if family.engine is not None:
+            ways["onnx"] = run_engine(bundle.file(family.engine), inputs)
+        for head, engine in family.details.get("engines", {}).items():
+            ways[f"onnx {head}"] = {head: run_engine(bundle.file(engine), inputs)["ratings"]}
+        for way, outputs in ways.items():
+            for head, values in outputs.items():
+                if f"{name}/{way.split()[0]}/{head}" not in arrays:
+                    continue
+                expected = arrays[f"{name}/{way.split()[0]}/{head}"]
+                if values.shape != expected.shape:
+                    raise BundleError(f"{name} ({way}): {head} has shape {values.shape}, reference {expected.shape}")
+                difference = float(np.abs(values - expected).max())
+                if not difference <= REFERENCE_TOLERANCE:
+                    raise BundleError(f"{name} ({way}): {head} differs from the reference by {difference:.2g}")
+                yield f"{name:12s} {way:18s} {head:14s} largest difference {difference:.1e}"
