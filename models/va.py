@@ -208,9 +208,9 @@ def _dense(architecture: DenseArchitecture | TransferArchitecture, *, inputs: st
 
     register()
     numbers = keras.Input((len(architecture.mean),), name=inputs)
-    x = layers.Normalization(
-        mean=list(architecture.mean),
-        variance=[deviation**2 for deviation in architecture.standard_deviation],
+    x = layers.Rescaling(  # (x - mean) / standard deviation
+        scale=[1 / deviation for deviation in architecture.standard_deviation],
+        offset=[-m / deviation for m, deviation in zip(architecture.mean, architecture.standard_deviation, strict=True)],
         dtype="float32",
     )(numbers)
     x = layers.Dense(32, activation="relu")(x)

@@ -147,7 +147,7 @@ TABLES: dict[str, tuple[Callable[[], Any], list[Row]]] = {
         va.build_dense,
         [
             ("InputLayer", (22,), 0),
-            ("Normalization", (22,), 0),
+            ("Rescaling", (22,), 0),
             ("Dense", (32,), 736),
             ("Dense", (16,), 528),
             ("Dense", (4,), 68),
@@ -157,7 +157,7 @@ TABLES: dict[str, tuple[Callable[[], Any], list[Row]]] = {
         va.build_transfer,
         [
             ("InputLayer", (64,), 0),
-            ("Normalization", (64,), 0),
+            ("Rescaling", (64,), 0),
             ("Dense", (32,), 2_080),
             ("Dense", (16,), 528),
             ("Dense", (4,), 68),
@@ -167,7 +167,7 @@ TABLES: dict[str, tuple[Callable[[], Any], list[Row]]] = {
         emotion.build,
         [
             ("InputLayer", (155, 259, 1), 0),
-            ("Normalization", (155, 259, 1), 0),
+            ("Rescaling", (155, 259, 1), 0),
             ("Conv2D", (153, 257, 32), 320),
             ("MaxPooling2D", (76, 128, 32), 0),
             ("BatchNormalization", (76, 128, 32), 128),

@@ -1,0 +1,370 @@
+"""The `annotate` command: each subcommand parses, builds one dataclass, calls one function, prints.
+
+Heavy imports happen inside the commands, so that `annotate --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+FAILED_ROWS = 3
+INTERRUPTED = 130
+CORPORA = ("auto", "emotify", "deam", "soundtracks", "musifeast", "muse", "folder")
+TRAINED = ("midlevel", "probe", "joint", "emotion", "crnn", "va", "vaseq", "descriptors")
+
+log = logging.getLogger("annotate")
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time (UTC), level, event, and the track where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format one record."""
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        track = getattr(record, "track", None)
+        if track is not None:
+            line["track"] = track
+        return json.dumps(line)
+
+
+class OneLine(logging.Formatter):
+    """Text for people: one line a record, control characters escaped, so that a file name cannot forge a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format one record."""
+        text = record.getMessage()
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        return prefix + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class TerminalHandler(logging.StreamHandler[Any]):
+    """Writes to stderr without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        if "tqdm" in sys.modules:
+            from tqdm import tqdm
+
+            with tqdm.external_write_mode(file=sys.stderr):
+                super().emit(record)
+        else:
+            super().emit(record)
+
+
+def set_up_logging(verbosity: int, log_file: str | None, log_format: str) -> None:
+    """Send text (or JSON lines) to stderr, and to a file as well where one is named."""
+    log.setLevel(logging.DEBUG)
+    log.handlers.clear()
+    log.propagate = False
+    level = {-1: logging.WARNING, 0: logging.INFO}.get(max(verbosity, -1), logging.DEBUG)
+    terminal = TerminalHandler(sys.stderr)
+    terminal.setLevel(level)
+    to_file = log_file is not None
+    terminal.setFormatter(JsonLines() if log_format == "json" and not to_file else OneLine())
+    log.addHandler(terminal)
+    if log_file is not None:
+        try:
+            file = logging.FileHandler(log_file, encoding="utf-8")
+        except OSError as error:
+            raise click.UsageError(f"--log-file {log_file}: {error.strerror}") from None
+        file.setLevel(min(level, logging.INFO))
+        file.setFormatter(JsonLines() if log_format == "json" else OneLine())
+        log.addHandler(file)
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turn the errors that a command is documented to raise into one line and the right exit status."""
+    from annotate.errors import FATAL, USAGE
+
+    try:
+        yield
+    except USAGE as error:
+        fail(str(error), 2)
+    except FATAL as error:
+        fail(str(error), 1)
+    except KeyboardInterrupt:
+        fail("interrupted; run the same command again to go on", INTERRUPTED)
+
+
+def fail(message: str, status: int) -> None:
+    """Print one line on stderr and end with `status`."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in message)
+    click.echo(f"annotate: {line}", err=True)
+    sys.stderr.flush()
+    raise SystemExit(status)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="annotate")
+def main() -> None:
+    r"""Annotate music corpora: one row a track, Parquet, models frozen.
+
+    \b
+    annotate demo demo/                                     a small corpus to try
+    annotate run "Music Data/" --out emotify_v1.parquet     the main job
+    annotate info emotify_v1.parquet                        where a table came from
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@main.command()
+@click.argument("audio", nargs=-1, required=True, type=click.Path())
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The table to write (Parquet).")
+@click.option("--bundle", default="default", show_default=True, help="Models: name of a built-in bundle, or a folder.")
+@click.option("--models", help="Families, with commas; default: all of the bundle.")
+@click.option("--corpus", type=click.Choice(CORPORA), default="auto", show_default=True, help="Layout of the folders.")
+@click.option("--windows", type=click.Path(path_type=Path), help="Write a second table, one row a window of each network.")
+@click.option("--midi", type=click.Path(path_type=Path), help="Folder for the transcriptions, one MIDI file a track.")
+@click.option("--jobs", type=click.IntRange(1), help="Worker processes; default: one a usable core.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True, help="Where networks run."
+)
+@click.option("--exact", is_flag=True, help="Run the networks in float32 with Keras instead of the bundle's CPU graphs.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Windows a batch; default: 2 to 16 by network on a CPU, 16 with Keras."
+)
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of the feature cache; default: the user's cache folder.")
+@click.option("--no-cache", is_flag=True, help="Neither read nor write the feature cache.")
+@click.option("--limit", type=click.IntRange(1), help="Annotate at most N new tracks this time.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Only tracks that match; may be given more than once.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Not the tracks that match; may be given more than once.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--retry-failed", is_flag=True, help="Try failed tracks again even though their files are unchanged.")
+@click.option("--keep-missing", is_flag=True, help="Keep the rows of tracks whose files are gone.")
+@click.option("--verify", is_flag=True, help="Tell changed files by digest instead of size and time.")
+@click.option(
+    "--timeout", type=click.FloatRange(1), default=1800.0, show_default=True, metavar="S", help="Seconds a file may take."
+)
+@click.option("--restart", is_flag=True, help="Discard what an earlier run of this table has done.")
+@click.option("--deam-as-is", is_flag=True, help="Leave DEAM's exchanged valence and arousal of 2013 as the files have them.")
+@click.option("-q", "--quiet", count=True, help="Warnings and errors only.")
+@click.option("-v", "--verbose", count=True, help="A line a track.")
+@click.option("--log-file", type=click.Path(), help="Write the log to a file, too.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of the log.")
+def run(audio: tuple[str, ...], **options: Any) -> None:
+    r"""Annotate audio files and folders into one table; started again, it goes on where it stopped.
+
+    AUDIO: WAV, FLAC, Ogg, Opus, MP3 or AIFF files, or folders of them. Exit status: 0 no failed row, 3 some rows failed (they
+    say why), 1 nothing could be done, 2 wrong usage, 130 interrupted.
+
+    \b
+    annotate run "Music Data/" --out emotify_v1.parquet
+    annotate run album/ --models midlevel,notes --out album.parquet
+    """
+    set_up_logging(options["verbose"] - options["quiet"], options["log_file"], options["log_format"])
+    with clear_errors():
+        from annotate.pipeline import RunOptions
+        from annotate.pipeline import run as run_pipeline
+
+        models = tuple(name.strip() for name in options["models"].split(",") if name.strip()) if options["models"] else None
+        result = run_pipeline(
+            RunOptions(
+                audio=audio,
+                out=options["out"],
+                bundle=options["bundle"],
+                models=models,
+                corpus=options["corpus"],
+                windows=options["windows"],
+                midi=options["midi"],
+                jobs=options["jobs"] or 0,
+                device=options["device"],
+                exact=options["exact"],
+                batch_size=options["batch_size"],
+                cache=options["cache"],
+                use_cache=not options["no_cache"],
+                limit=options["limit"],
+                include=options["include"],
+                exclude=options["exclude"],
+                dry_run=options["dry_run"],
+                retry_failed=options["retry_failed"],
+                keep_missing=options["keep_missing"],
+                verify=options["verify"],
+                timeout_s=options["timeout"],
+                restart=options["restart"],
+                correct_deam=not options["deam_as_is"],
+                progress=sys.stderr.isatty() and options["quiet"] == 0,
+                command_line=shlex.join(["annotate", *sys.argv[1:]]),
+            )
+        )
+    raise SystemExit(FAILED_ROWS if result.failed else 0)
+
+
+@main.command()
+@click.argument("table", type=click.Path(path_type=Path))
+def info(table: Path) -> None:
+    r"""Print what a table holds and where it came from.
+
+    \b
+    annotate info emotify_v1.parquet
+    """
+    with clear_errors():
+        from outputs.table import describe_table
+
+        click.echo(describe_table(table))
+
+
+@main.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path())
+@click.option("--corpus", type=click.Choice(CORPORA), default="auto", show_default=True, help="Layout of the folders.")
+@click.option("--deam-as-is", is_flag=True, help="Leave DEAM's exchanged valence and arousal of 2013 as the files have them.")
+def corpus(folders: tuple[str, ...], corpus: str, deam_as_is: bool) -> None:
+    r"""Say what was recognised: layout, counts, ratings, ids without a match both ways.
+
+    \b
+    annotate corpus "Music Data/"
+    """
+    with clear_errors():
+        from annotate.corpora import describe, scan
+
+        click.echo(describe(scan(folders, corpus=corpus, correct_deam=not deam_as_is)))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--tracks", type=click.IntRange(1, 100), default=2, show_default=True, help="Tracks a genre; there are four.")
+@click.option("--duration", type=click.FloatRange(1, 600), default=20.0, show_default=True, metavar="S", help="Seconds a track.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed writes the same bytes.")
+@click.option(
+    "--format", "file_format", type=click.Choice(["mp3", "flac", "wav"]), default="mp3", show_default=True, help="Of the audio."
+)
+def demo(folder: Path, tracks: int, duration: float, seed: int, file_format: str) -> None:
+    r"""Compose and render a small corpus in Emotify's layout, with ratings by listeners that do not exist.
+
+    \b
+    annotate demo demo/
+    annotate run demo/ --out demo.parquet
+    """
+    with clear_errors():
+        from annotate.demo import write_corpus
+
+        paths = write_corpus(folder, tracks_per_genre=tracks, duration_s=duration, seed=seed, file_format=file_format)
+        click.echo(f"{len(paths)} tracks of {duration:g} s and data.csv in {folder}")
+
+
+@main.group()
+def bundle() -> None:
+    """Look after bundles of frozen models."""
+
+
+@bundle.command("list")
+def bundle_list() -> None:
+    r"""List the bundles that come with the package.
+
+    \b
+    annotate bundle list
+    """
+    with clear_errors():
+        from models.bundle import DEFAULT, built_in_bundles, load
+
+        for folder in built_in_bundles():
+            held = load(str(folder))
+            mark = " (default)" if folder.name == DEFAULT else ""
+            click.echo(f"{folder.name}{mark}  version {held.version}  {', '.join(held.families)}")
+
+
+@bundle.command("show")
+@click.argument("name", default="default")
+def bundle_show(name: str) -> None:
+    r"""Print a bundle's card: data, licence, scores, what it must not be used for.
+
+    \b
+    annotate bundle show default
+    """
+    with clear_errors():
+        from models.bundle import load
+
+        held = load(name)
+        click.echo(f"{held.name} version {held.version}\n{held.folder}\nSHA-256 {held.digest}\n")
+        click.echo(held.file("README.md").read_text(encoding="utf-8"))
+
+
+@bundle.command("verify")
+@click.argument("name", default="default")
+def bundle_verify(name: str) -> None:
+    r"""Check a bundle: digests of all files, and every model against the reference outputs.
+
+    \b
+    annotate bundle verify default
+    """
+    with clear_errors():
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        from models.bundle import load, verify
+
+        held = load(name)
+        click.echo(f"{held.name} version {held.version}: {len(held.manifest['files'])} files match their digests")
+        for line in verify(held):
+            click.echo(line)
+        click.echo("ok")
+
+
+@main.command()
+@click.argument("family", metavar="FAMILY")
+@click.argument("corpora", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the bundle to write.")
+@click.option("--work", type=click.Path(path_type=Path), help="Working folder, kept between runs; default: OUT.work.")
+@click.option(
+    "--folds-run", type=click.IntRange(0, 4), default=1, show_default=True, help="Held-out folds a network is scored on."
+)
+@click.option("--word-norms", type=click.Path(path_type=Path), help="Warriner's norms of the GEMS words (CSV), for crnn.")
+@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Processes for the front ends and the trees.")
+@click.option("--name", default="mine", show_default=True, help="Name of the bundle.")
+@click.option("--bundle-version", default="1.0", show_default=True, help="Version of the bundle.")
+def train(
+    family: str,
+    corpora: tuple[Path, ...],
+    out: Path,
+    work: Path | None,
+    folds_run: int,
+    word_norms: Path | None,
+    jobs: int,
+    name: str,
+    bundle_version: str,
+) -> None:
+    r"""Train model families on rated corpora and write a bundle; started again, it goes on where it stopped.
+
+    FAMILY: midlevel, probe, joint, emotion, crnn, va, vaseq, descriptors, several with commas, or all. Splits are by artist or
+    album. Needs the extra `train`.
+
+    \b
+    annotate train va,descriptors soundtracks/ musifeast17/ --out bundles/mine
+    """
+    with clear_errors():
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        families = TRAINED if family == "all" else tuple(part.strip() for part in family.split(","))
+        unknown = [part for part in families if part not in TRAINED]
+        if unknown:
+            raise click.UsageError(f"unknown family {', '.join(unknown)}; choose from {', '.join(TRAINED)}, all")
+        from annotate.bundling import write_bundle
+        from annotate.training import gather
+        from annotate.training import train as train_families
+
+        place = work or out.with_name(f"{out.name}.work")
+        rated = gather(corpora, place, word_norms=word_norms, jobs=jobs)
+        train_families(rated, place, families, folds_run=folds_run, jobs=jobs)
+        write_bundle(rated, place, out, families, name=name, version=bundle_version)
+        click.echo(f"{out}: bundle {name} {bundle_version}")
+
+
+if __name__ == "__main__":
+    main()

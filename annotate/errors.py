@@ -1,0 +1,10 @@
+"""The errors that end a command with one line, by exit status."""
+
+from __future__ import annotations
+
+from annotate.corpora import NoAudioFound
+from annotate.pipeline import RunError
+from annotate.store import RunLocked, RunRefused, StoreError
+
+USAGE: tuple[type[Exception], ...] = (FileNotFoundError,)  # exit 2
+FATAL: tuple[type[Exception], ...] = (NoAudioFound, RunError, RunLocked, RunRefused, StoreError, ValueError)  # exit 1

@@ -1,0 +1,515 @@
+"""A run, from top to bottom: scan, decode, features, infer, table.
+
+    scan      folder -> Tracks                                                annotate.corpora
+    work      Tracks -> parts, a few tracks at a time, in worker processes    annotate.worker
+    table     parts -> rows in scan order -> one Parquet file                 outputs.table
+
+Memory is bounded by a few tracks a worker, whatever the corpus. What is done lies in the run folder (annotate.store); a run that
+was killed goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import platform
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from annotate.corpora import Corpus, Track, scan
+from annotate.schema import columns_for, known_tracks, was_in_training, window_columns_for
+from annotate.store import FileState, Part, RunFolder, default_cache_folder, replace_atomically, write_part
+from annotate.worker import Done, Job, decoder_version, finish, midi_path, prepare_windows, process
+from models import inference
+from models.bundle import FAMILIES, Bundle
+from models.bundle import load as load_bundle
+from outputs.table import SCHEMA_VERSION, Column, TableError, read_provenance, write_table
+
+log = logging.getLogger("annotate")
+
+CHUNK_TRACKS = 4  # tracks that a worker takes at a time
+CHUNK_BYTES = 24 * 2**20  # and how many bytes of audio files, unless one file alone is larger
+CACHE_BYTES = 4 * 2**30
+GPU_BATCH = 16  # windows, where the main process runs the networks
+REPORT_S = 30.0  # between two lines of progress where stderr is no terminal
+
+
+class RunError(Exception):
+    """A run that cannot start; the message is one line."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """A run's parameters, as the command states them."""
+
+    audio: tuple[str, ...]
+    out: Path
+    bundle: str = "default"
+    models: tuple[str, ...] | None = None  # families; None: all of the bundle
+    corpus: str = "auto"
+    windows: Path | None = None
+    midi: Path | None = None
+    jobs: int = 0  # worker processes; 0: one a core
+    device: str = "auto"  # auto | cpu | gpu
+    exact: bool = False
+    batch_size: int | None = None
+    cache: Path | None = None  # None: the user's cache folder
+    use_cache: bool = True
+    limit: int | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    dry_run: bool = False
+    retry_failed: bool = False
+    keep_missing: bool = False
+    verify: bool = False
+    timeout_s: float = 1800.0
+    restart: bool = False
+    correct_deam: bool = True
+    progress: bool = False  # a bar on the terminal
+    command_line: str = ""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did."""
+
+    rows: int
+    new: int
+    failed: int
+    written: bool
+
+
+def run(options: RunOptions) -> RunResult:
+    """Annotate a corpus into one Parquet table; goes on where an earlier run of the same table stopped.
+
+    Raises
+    ------
+    FileNotFoundError, NoAudioFound, BundleError, RunError, RunRefused, RunLocked, StoreError
+        Before anything is changed, each with one line that says what, where and what next.
+    """
+    out = options.out
+    if not out.parent.is_dir():
+        raise RunError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if out.is_dir():
+        raise RunError(f"--out {out} is a folder, it must be a file name")
+    bundle = load_bundle(options.bundle)
+    chosen = options.models or tuple(family for family in FAMILIES if family in bundle.families)
+    families = inference.required(chosen, bundle)
+    corpus = scan(
+        options.audio,
+        corpus=options.corpus,
+        include=options.include,
+        exclude=options.exclude,
+        correct_deam=options.correct_deam,
+    )
+    for message in corpus.messages:
+        log.info("%s", message)
+    if options.dry_run:
+        before = RunFolder(out.with_name(f"{out.name}.run"))
+        todo = list(corpus.tracks) if options.restart else pending_tracks(corpus, before, families, options)
+        log.info("dry run: %d tracks would be annotated, %d are done", len(todo), len(corpus.tracks) - len(todo))
+        return RunResult(len(corpus.tracks) - len(todo), 0, 0, written=False)
+    if out.exists():
+        held(out)
+    device = choose_device(options)
+    fingerprint = fingerprint_of(bundle, families, exact=options.exact or device != "cpu")
+    with RunFolder.open(out, fingerprint, restart=options.restart) as folder:
+        pending = pending_tracks(corpus, folder, families, options)
+        if options.limit is not None:
+            pending = pending[: options.limit]
+        if pending:
+            log.info("%d of %d tracks to annotate, families %s", len(pending), len(corpus.tracks), ", ".join(families))
+            work(pending, bundle, families, folder.folder, device, options)
+        return write(corpus, folder, bundle, chosen, device, options, new=len(pending))
+
+
+def fingerprint_of(bundle: Bundle, families: Sequence[str], *, exact: bool) -> dict[str, Any]:
+    """Everything that changes results."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "bundle": {"name": bundle.name, "version": bundle.version, "digest": bundle.digest},
+        "families": {
+            name: {"spec": dict(bundle.families[name].spec), "pooling": bundle.families[name].pooling} for name in families
+        },
+        "engine": "keras float32" if exact else "onnx",
+        "decoder": decoder_version(),
+    }
+
+
+def choose_device(options: RunOptions) -> str:
+    """`cpu` or `gpu`, as asked for or, by `auto`, as TensorFlow finds it."""
+    if options.device == "cpu" or not (options.device == "gpu" or Path("/proc/driver/nvidia").exists()):
+        return "cpu"
+    import tensorflow
+
+    if tensorflow.config.list_physical_devices("GPU"):
+        return "gpu"
+    if options.device == "gpu":
+        raise RunError("--device gpu: TensorFlow sees no GPU; install the extra 'gpu' and a driver, or use --device cpu")
+    return "cpu"
+
+
+def pending_tracks(corpus: Corpus, folder: RunFolder, families: Sequence[str], options: RunOptions) -> list[Track]:
+    """Tracks that have no part that still holds, in scan order."""
+    networks = any(name in inference.SPECTROGRAM_FAMILIES for name in families)
+    return [
+        track
+        for track in corpus.tracks
+        if not is_done(track, folder.read_part(track.track), options, needs_windows=networks and options.windows is not None)
+    ]
+
+
+def is_done(track: Track, part: Part | None, options: RunOptions, *, needs_windows: bool) -> bool:
+    """Whether a part says all that this run wants to know of a track as it is now."""
+    if part is None:
+        return False
+    if options.verify and part.state.sha256 is not None:
+        unchanged = track.path.exists() and file_digest(track.path) == part.state.sha256
+    else:
+        unchanged = (part.state.size, part.state.mtime_ns) == (track.size, track.mtime_ns)
+    if not unchanged:
+        return False
+    if part.status == "failed":
+        return not options.retry_failed
+    if needs_windows and not part.windows:
+        return False
+    return options.midi is None or midi_path(options.midi, track).exists()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def chunks(tracks: Sequence[Track]) -> Iterator[list[Track]]:
+    """Cut the work list into a few tracks at a time, large files alone."""
+    chunk: list[Track] = []
+    size = 0
+    for track in tracks:
+        if chunk and (len(chunk) == CHUNK_TRACKS or size + track.size > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(track)
+        size += track.size
+    if chunk:
+        yield chunk
+
+
+def work(
+    pending: Sequence[Track], bundle: Bundle, families: Sequence[str], run_folder: Path, device: str, options: RunOptions
+) -> None:
+    """Annotate every pending track; when it returns, each has a part."""
+    networks_here = not options.exact and device == "cpu"
+    job = Job(
+        bundle=str(bundle.folder),
+        families=tuple(families),
+        run_folder=run_folder,
+        cache=(options.cache or default_cache_folder()) if options.use_cache else None,
+        cache_bytes=CACHE_BYTES,
+        midi=options.midi,
+        windows=options.windows is not None,
+        timeout_s=options.timeout_s,
+        batch_size=options.batch_size,
+    )
+    with Progress(len(pending), options.progress) as progress:
+        if networks_here:
+            work_in_workers(pending, job, jobs_of(options), progress)
+        else:
+            work_in_main(pending, bundle, job, options, progress)
+
+
+def jobs_of(options: RunOptions) -> int:
+    """Worker processes: as asked for, or one a usable core."""
+    return options.jobs or len(os.sched_getaffinity(0))
+
+
+def work_in_workers(pending: Sequence[Track], job: Job, jobs: int, progress: Progress) -> None:
+    """Give chunks of tracks to worker processes until each has a part.
+
+    When a process dies, joblib gives up on all of them: the tracks that were in work then are suspects. Each is tried once
+    more, alone; one that kills its process again, or ran into the time-out, becomes a failed row. The rest goes on.
+    """
+    remaining = list(pending)
+    while remaining:
+        finished, suspects = run_chunks(list(chunks(remaining)), job, jobs, progress)
+        if suspects is None:
+            return
+        remaining = [track for track in remaining if track.track not in finished]
+        by_identity = {track.track: track for track in remaining}
+        for mark in suspects:
+            track = by_identity.get(mark["track"])
+            if track is None:
+                continue
+            log.warning("a worker process died at %s, trying it again alone", track.track)
+            hung = mark["elapsed"] >= job.timeout_s
+            if not hung:
+                done, again = run_chunks([[track]], job, 1, progress)
+                hung = any(one["elapsed"] >= job.timeout_s for one in again or ())
+                if track.track in done:
+                    remaining.remove(track)
+                    continue
+            reason = (
+                f"took longer than the time-out of {job.timeout_s:g} s"
+                if hung
+                else "killed its worker process twice: out of memory, or a crash in native code"
+            )
+            progress.step(fail(track, reason, job))
+            remaining.remove(track)
+
+
+def run_chunks(
+    plan: Sequence[list[Track]], job: Job, jobs: int, progress: Progress
+) -> tuple[set[str], list[dict[str, Any]] | None]:
+    """Run `process` on each chunk; the tracks that got a part, and, if a process died, the marks of what was in work."""
+    marks = job.run_folder / "started"
+    for stale in marks.glob("*.json"):
+        stale.unlink()
+    finished: set[str] = set()
+    try:
+        for done in parallel(process, plan, job, jobs):
+            for one in done:
+                finished.add(one.track)
+                progress.step(one)
+    except WorkersDied:
+        ended = time.time()
+        found = []
+        for path in sorted(marks.glob("*.json")):
+            mark = json.loads(path.read_text())
+            found.append({"track": mark["track"], "elapsed": ended - mark["time"]})
+        if not found and not finished:
+            raise RunError("worker processes die before they start a track: run `annotate doctor`, or try --jobs 1") from None
+        return finished, found
+    return finished, None
+
+
+def fail(track: Track, reason: str, job: Job) -> Done:
+    """Write the part of a track that no worker survived."""
+    row = {
+        "track": track.track,
+        "track_key": track.track_key,
+        "track_id": track.track_id,
+        "corpus": track.corpus,
+        "group": track.group,
+        "status": "failed",
+        "error": reason,
+    }
+    write_part(job.run_folder / "parts", Part(track.track, FileState(track.size, track.mtime_ns, None), "failed", row, []))
+    return Done(track.track, "failed", reason, 0.0, 0.0)
+
+
+class WorkersDied(Exception):
+    """At least one worker process is gone."""
+
+
+def parallel(function: Callable[..., Any], plan: Sequence[Any], job: Job, jobs: int) -> Iterator[Any]:
+    """Run `function(item, job)` for each item in worker processes; results in the order of completion.
+
+    A single job, too, runs in a process of its own (two are started, one item at a time is given out).
+
+    Raises
+    ------
+    WorkersDied
+        When the pool has lost a process; results of finished items have been given before.
+    """
+    from joblib import Parallel, delayed, parallel_config
+    from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
+
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[name] = "1"
+    os.environ["PYTHONSAFEPATH"] = "1"  # a worker must not import from the user's current folder
+    dispatched = 1 if jobs == 1 else "2*n_jobs"
+    try:
+        with parallel_config(backend="loky", inner_max_num_threads=1):
+            pool = Parallel(n_jobs=max(jobs, 2), return_as="generator_unordered", pre_dispatch=dispatched, batch_size=1)
+            yield from pool(delayed(function)(item, job) for item in plan)
+    except (BrokenProcessPool, TerminatedWorkerError) as error:
+        raise WorkersDied(str(error)) from None
+
+
+def work_in_main(pending: Sequence[Track], bundle: Bundle, job: Job, options: RunOptions, progress: Progress) -> None:
+    """Let workers decode and extract, and run the Keras networks here, a group of tracks at a time in full batches."""
+    predict = {
+        family: inference.keras_predict(bundle, family) for family in job.families if bundle.families[family].weights is not None
+    }
+    plan = list(chunks(pending))
+    jobs = jobs_of(options)
+    for start in range(0, len(plan), 2 * jobs):
+        group = [one for done in parallel(prepare_windows, plan[start : start + 2 * jobs], job, jobs) for one in done]
+        started = time.monotonic()
+        outputs = {}
+        for family in inference.SPECTROGRAM_FAMILIES:
+            if family in job.families:
+                windows = ((number, window) for number, one in enumerate(group) for window in one.windows.get(family, ()))
+                outputs[family] = inference.infer(predict[family], windows, options.batch_size or GPU_BATCH)
+        shared = (time.monotonic() - started) / max(len(group), 1)
+        for number, one in enumerate(group):
+            progress.step(finish(one, number, outputs, predict, bundle, job, shared))
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line every 30 s. Counts tracks, failures and hours of audio."""
+
+    def __init__(self, total: int, bar: bool) -> None:
+        from tqdm import tqdm
+
+        self.total, self.done, self.failed, self.audio_s = total, 0, 0, 0.0
+        self.started = self.reported = time.monotonic()
+        self.bar = tqdm(total=total, unit="track", disable=not bar, dynamic_ncols=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def step(self, one: Done) -> None:
+        """Count one track."""
+        self.done += 1
+        self.audio_s += one.audio_s
+        self.bar.update()
+        if one.status == "failed":
+            self.failed += 1
+            log.warning("failed: %s: %s", one.track, one.error, extra={"track": one.track})
+        else:
+            log.debug("%s: %.1f s of audio in %.2f s", one.track, one.audio_s, one.seconds, extra={"track": one.track})
+        now = time.monotonic()
+        if self.bar.disable and now - self.reported >= REPORT_S:
+            self.reported = now
+            left = (now - self.started) / self.done * (self.total - self.done)
+            log.info("%d of %d tracks, %d failed, about %.0f s left", self.done, self.total, self.failed, left)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        wall = time.monotonic() - self.started
+        log.info(
+            "%d tracks, %d of them failed, %.2f h of audio in %.0f s (%.1f times real time)",
+            self.done,
+            self.failed,
+            self.audio_s / 3600,
+            wall,
+            self.audio_s / max(wall, 1e-9),
+        )
+
+
+def rows_of(
+    corpus: Corpus, folder: RunFolder, bundle: Bundle, columns: Sequence[Column], options: RunOptions
+) -> Iterator[dict[str, Any]]:
+    """Rows of the table: scan order, then, with `--keep-missing`, tracks whose files are gone."""
+    names = {column.name for column in columns}
+    ratings = corpus.ratings.to_dict("index")
+    known = known_tracks(bundle)
+    present = set()
+    parts = (folder.read_part(track.track) for track in corpus.tracks)
+    by_identity = {track.track: track for track in corpus.tracks}
+
+    def missing() -> Iterator[Part]:
+        if options.keep_missing:
+            yield from sorted((part for part in folder.parts() if part.track not in present), key=lambda part: part.track)
+
+    for part in itertools.chain(parts, missing()):
+        if part is None:
+            continue
+        present.add(part.track)
+        row = {name: value for name, value in part.row.items() if name in names}
+        track = by_identity.get(part.track)
+        if track is not None:
+            row |= {"track_key": track.track_key, "track_id": track.track_id, "corpus": track.corpus, "group": track.group}
+        row |= {name: value for name, value in ratings.get(row["track_key"], {}).items() if name in names}
+        row["in_training"] = was_in_training(row, known)
+        yield row
+
+
+def write(
+    corpus: Corpus, folder: RunFolder, bundle: Bundle, families: Sequence[str], device: str, options: RunOptions, *, new: int
+) -> RunResult:
+    """Write the table from the parts; leaves it as it is when it holds the same rows already."""
+    columns = columns_for(bundle, families, corpus)
+    digest = hashlib.sha256(json.dumps([column.name for column in columns]).encode())
+    rows = failed = 0
+    for row in rows_of(corpus, folder, bundle, columns, options):
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+        rows += 1
+        failed += row["status"] == "failed"
+    contents = digest.hexdigest()
+    windows_there = options.windows is None or options.windows.exists()
+    if options.out.exists() and windows_there and held(options.out).get("contents_sha256") == contents:
+        log.info("nothing to do: %s holds all %d tracks", options.out, rows)
+        return RunResult(rows, new, failed, written=False)
+    provenance = provenance_of(bundle, families, corpus, device, options) | {"contents_sha256": contents}
+    replace_atomically(
+        options.out,
+        lambda path: write_table(rows_of(corpus, folder, bundle, columns, options), columns, provenance, path),
+        kept=folder.folder,
+    )
+    log.info("%s: %d rows, %d of them failed", options.out, rows, failed)
+    if options.windows is not None:
+        window_columns = window_columns_for(bundle, families)
+        names = {column.name for column in window_columns}
+
+        def window_rows() -> Iterator[dict[str, Any]]:
+            for track in corpus.tracks:
+                part = folder.read_part(track.track)
+                for row in part.windows if part else ():
+                    if row["family"] in families:
+                        yield {"track": track.track} | {name: value for name, value in row.items() if name in names}
+
+        replace_atomically(
+            options.windows, lambda path: write_table(window_rows(), window_columns, provenance, path), kept=folder.folder
+        )
+    return RunResult(rows, new, failed, written=True)
+
+
+def held(table: Path) -> dict[str, Any]:
+    """Provenance of an existing table; a file that is none of ours is refused, not overwritten."""
+    try:
+        return read_provenance(table)
+    except TableError as error:
+        raise RunError(f"--out {table} exists and is not an annotation table ({error}); choose another name") from None
+
+
+def provenance_of(bundle: Bundle, families: Sequence[str], corpus: Corpus, device: str, options: RunOptions) -> dict[str, Any]:
+    """Where the numbers came from: what `annotate info` prints and `annotate explain` reads."""
+    return {
+        "tool": f"annotate {metadata.version('annotate')}",
+        "run_id": uuid.uuid4().hex,
+        "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command_line": options.command_line,
+        "options": {
+            "jobs": jobs_of(options),
+            "batch_size": options.batch_size,
+            "limit": options.limit,
+            "include": list(options.include),
+            "exclude": list(options.exclude),
+            "keep_missing": options.keep_missing,
+            "timeout_s": options.timeout_s,
+            "correct_deam": options.correct_deam,
+            "cache": options.use_cache,
+        },
+        "bundle": {"name": bundle.name, "version": bundle.version, "digest": bundle.digest, "licence": bundle.licence},
+        "families": list(families),
+        "front_ends": {
+            name: {
+                "name": bundle.families[name].front_end,
+                "spec": dict(bundle.families[name].spec),
+                "pooling": bundle.families[name].pooling,
+            }
+            for name in families
+        },
+        "decoder": decoder_version(),
+        "versions": {
+            package: metadata.version(package)
+            for package in ("numpy", "librosa", "soundfile", "soxr", "onnxruntime", "keras", "tensorflow", "pandas", "pyarrow")
+        },
+        "python": platform.python_version(),
+        "device": device,
+        "engine": "keras float32" if options.exact or device == "gpu" else "onnx",
+        "corpus": {"name": corpus.name, "root": str(corpus.root), "messages": list(corpus.messages)},
+        "explanation": bundle.manifest.get("explanation", {}),
+    }

@@ -1,0 +1,317 @@
+"""What a worker process does with a few tracks: decode, extract, infer, write a part each.
+
+On a CPU everything happens here, with the bundle's ONNX graphs; TensorFlow is never imported. Where the main process runs the
+networks (`--exact`, a GPU), `prepare` is what happens here and `finish` what the main process does.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotate.audio import AudioError, Decoded, decode
+from annotate.corpora import Track, read_tags
+from annotate.store import FeatureCache, FileState, Part, cache_key, write_part
+from models import inference
+from models.bundle import Bundle, run_engine
+from models.bundle import load as load_bundle
+
+Array = NDArray[np.float32]
+log = logging.getLogger("annotate")
+
+NOTE_COLUMNS = {
+    "midi_note_density": "note_density",
+    "midi_tempo_bpm": "tempo_bpm",
+    **{
+        f"midi_{what}_{how}": f"{what}_{how}" for what in ("pitch", "duration", "velocity", "interval") for how in ("mean", "std")
+    },
+    **{f"midi_{name}": name for name in (f"pc_{p}" for p in ("c", "cs", "d", "ds", "e", "f", "fs", "g", "gs", "a", "as", "b"))},
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker must know; picklable."""
+
+    bundle: str  # folder
+    families: tuple[str, ...]  # that run, in table order
+    run_folder: Path
+    cache: Path | None
+    cache_bytes: int
+    midi: Path | None  # folder for MIDI files
+    windows: bool  # whether a row a window is kept
+    timeout_s: float
+    batch_size: int | None  # None: each network's own
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A track with everything but the networks' outputs."""
+
+    track: Track
+    state: FileState
+    row: dict[str, Any]
+    signals: dict[int, Array] = field(default_factory=dict)  # Hz -> samples; empty for a failed track
+    inputs: dict[str, Array] = field(default_factory=dict)  # note statistics, note sequence, descriptors
+    windows: dict[str, list[Array]] = field(default_factory=dict)  # family -> windows, where the main process infers
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """What the main process hears of a track."""
+
+    track: str
+    status: str
+    error: str | None
+    audio_s: float
+    seconds: float
+
+
+@lru_cache(maxsize=2)
+def _bundle(folder: str) -> Bundle:
+    return load_bundle(folder)
+
+
+@lru_cache(maxsize=2)
+def _cache(folder: Path, max_bytes: int) -> FeatureCache:
+    return FeatureCache(folder, max_bytes=max_bytes)
+
+
+def process(tracks: Sequence[Track], job: Job) -> list[Done]:
+    """Annotate a few tracks from file to part; windows of all of them share batches."""
+    bundle = _bundle(job.bundle)
+    prepared = []
+    with Watch(job) as watch:
+        for track in tracks:
+            watch.now(track)
+            prepared.append(prepare(track, job))
+        started = time.monotonic()
+        predict = {family: inference.onnx_predict(bundle, family) for family in job.families if bundle.families[family].engine}
+        outputs = {}
+        for family in inference.SPECTROGRAM_FAMILIES:
+            if family in job.families:
+                size = job.batch_size or inference.CPU_BATCH[family]
+                windows = _windows(bundle, family, prepared, watch)
+                outputs[family] = inference.infer(predict[family], windows, size)
+        shared = (time.monotonic() - started) / len(tracks)
+        return [finish(one, number, outputs, predict, bundle, job, shared) for number, one in enumerate(prepared)]
+
+
+def prepare_windows(tracks: Sequence[Track], job: Job) -> list[Prepared]:
+    """Decode a few tracks and compute all that the main process needs to run the networks itself."""
+    bundle = _bundle(job.bundle)
+    prepared = []
+    with Watch(job) as watch:
+        for track in tracks:
+            watch.now(track)
+            one = prepare(track, job)
+            windows = {
+                family: list(inference.windows_of(bundle.families[family], one.signals))
+                for family in inference.SPECTROGRAM_FAMILIES
+                if family in job.families and one.signals
+            }
+            prepared.append(replace(one, signals={}, windows=windows))
+    return prepared
+
+
+def _windows(bundle: Bundle, family: str, prepared: Sequence[Prepared], watch: Watch) -> Iterator[tuple[int, Array]]:
+    for number, one in enumerate(prepared):
+        if one.signals:
+            watch.now(one.track)
+            for window in inference.windows_of(bundle.families[family], one.signals):
+                yield number, window
+
+
+def prepare(track: Track, job: Job) -> Prepared:
+    """Decode a track and compute everything that needs no spectrogram network."""
+    started = time.monotonic()
+    tags = read_tags(track.path)
+    row: dict[str, Any] = {
+        "track": track.track,
+        "track_key": track.track_key,
+        "track_id": track.track_id,
+        "corpus": track.corpus,
+        "group": track.group,
+        "artist": track.artist or tags.artist,
+        "album": track.album or tags.album,
+        "title": track.title or tags.title,
+    }
+    state = FileState(track.size, track.mtime_ns, None)
+    bundle = _bundle(job.bundle)
+    rates = {22_050} if any(family in job.families for family in inference.NOTE_FAMILIES) else set()
+    rates |= {
+        inference.spec_of(bundle.families[family]).sample_rate
+        for family in inference.SPECTROGRAM_FAMILIES
+        if family in job.families
+    }
+    try:
+        decoded = decode(track.path, rates=sorted(rates))
+    except AudioError as error:
+        return Prepared(track, state, row | {"status": "failed", "error": str(error)}, seconds=time.monotonic() - started)
+    except MemoryError:
+        reason = "not enough memory to decode it"
+        return Prepared(track, state, row | {"status": "failed", "error": reason}, seconds=time.monotonic() - started)
+    state = FileState(track.size, track.mtime_ns, decoded.sha256)
+    row |= {
+        "duration_s": decoded.duration_s,
+        "sample_rate_hz": decoded.sample_rate,
+        "channels": decoded.channels,
+        "audio_sha256": decoded.sha256,
+        "status": "ok",
+        "error": None,
+    }
+    warnings = [decoded.truncated] if decoded.truncated else []
+    inputs: dict[str, Array] = {}
+    if any(family in job.families for family in inference.NOTE_FAMILIES):
+        inputs, note_row = _notes(track, decoded, job)
+        row |= note_row
+        if note_row["midi_n_notes"] == 0:
+            warnings.append("no notes found")
+    padded = _padded(bundle, job, decoded)
+    if padded:
+        warnings.append(padded)
+    row["warning"] = "; ".join(warnings) or None
+    return Prepared(track, state, row, decoded.signals, inputs, seconds=time.monotonic() - started)
+
+
+def _padded(bundle: Bundle, job: Job, decoded: Decoded) -> str | None:
+    """Say which networks saw a track that is shorter than their only window."""
+    short = [
+        f"{family} {bundle.families[family].window_s:g} s"
+        for family in inference.SPECTROGRAM_FAMILIES
+        if family in job.families and decoded.duration_s < (bundle.families[family].window_s or 0.0)
+    ]
+    return f"shorter than one window, padded with silence: {', '.join(short)}" if short else None
+
+
+def _notes(track: Track, decoded: Decoded, job: Job) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Note events, statistics, sequence and descriptors of a track: from the cache, or computed and cached."""
+    from features.descriptors import DescriptorSpec, describe
+    from features.notes import NOTE_STATISTICS, note_features, note_sequence, note_statistics, to_midi
+    from features.transcription import NoteEvents, TranscriptionSpec, transcribe
+
+    signal = decoded.signals[22_050]
+    cache = _cache(job.cache, job.cache_bytes) if job.cache else None
+    events = None
+    spec = TranscriptionSpec()
+    key = cache_key(decoded.sha256, {"transcription": asdict(spec)}, decoder_version())
+    stored = cache.get(key) if cache else None
+    if stored is not None:
+        events = NoteEvents(stored["onset_s"], stored["offset_s"], stored["pitch"], stored["amplitude"])
+    else:
+        events = transcribe(signal, spec)
+        if cache:
+            cache.put(key, {name: getattr(events, name) for name in ("onset_s", "offset_s", "pitch", "amplitude")})
+    statistics = note_statistics(events, decoded.duration_s)
+    inputs: dict[str, Array] = {"va": statistics}
+    if "vaseq" in job.families:
+        inputs["vaseq"] = note_sequence(events)
+    if "descriptors" in job.families:
+        descriptor_spec = DescriptorSpec()
+        key = cache_key(decoded.sha256, {"descriptors": asdict(descriptor_spec)}, decoder_version())
+        stored = cache.get(key) if cache else None
+        if stored is None:
+            stored = {"descriptors": describe(signal, descriptor_spec)}
+            if cache:
+                cache.put(key, stored)
+        inputs["descriptors"] = np.concatenate([stored["descriptors"], note_features(events, decoded.duration_s)])
+    named = dict(zip(NOTE_STATISTICS, (float(value) for value in statistics), strict=True))
+    row: dict[str, Any] = {"midi_n_notes": len(events)}
+    for column, name in NOTE_COLUMNS.items():
+        row[column] = None if np.isnan(named[name]) or (len(events) == 0 and name != "note_density") else named[name]
+    if job.midi is not None:
+        path = midi_path(job.midi, track)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        to_midi(events).write(str(temporary))
+        os.replace(temporary, path)
+    return inputs, row
+
+
+def midi_path(folder: Path, track: Track) -> Path:
+    """Where `--midi` puts the transcription of a track: its identity, whole, so that no two tracks share a file."""
+    return folder / f"{track.track}.mid"
+
+
+@lru_cache(maxsize=1)
+def decoder_version() -> str:
+    """Versions of what turns bytes into samples and samples into features."""
+    from importlib.metadata import version
+
+    import soundfile
+
+    return f"libsndfile {soundfile.__libsndfile_version__}, soxr {version('soxr')} HQ, librosa {version('librosa')}"
+
+
+def finish(
+    one: Prepared,
+    number: int,
+    outputs: Mapping[str, Mapping[int, Mapping[str, Array]]],
+    predict: Mapping[str, inference.Predict],
+    bundle: Bundle,
+    job: Job,
+    seconds: float,
+) -> Done:
+    """Fill in the columns of every family and write the track's part."""
+    row = dict(one.row)
+    window_rows: list[dict[str, Any]] = []
+    if row["status"] == "ok":
+        for name in job.families:
+            family = bundle.families[name]
+            if name in inference.SPECTROGRAM_FAMILIES:
+                columns, windows = inference.network_columns(family, outputs[name][number])
+                row |= columns
+                if job.windows:
+                    window_rows += [
+                        {"family": name, "window": index, "start_s": index * float(family.window_s or 0.0), **values}
+                        for index, values in enumerate(windows)
+                    ]
+            elif name == "probe":
+                salience = next(o.columns for o in bundle.families["midlevel"].outputs if o.head == "salience")
+                row |= inference.probe_columns(family, predict[name], row, salience)
+            elif name in ("va", "vaseq"):
+                row |= inference.network_columns(family, predict[name](np.nan_to_num(one.inputs[name])[None]))[0]
+            elif name == "descriptors":
+                for output in family.outputs:
+                    path = bundle.file(family.details["engines"][output.head])
+                    values = run_engine(path, one.inputs[name][None])["ratings"][0]
+                    row |= dict(zip(output.columns, (float(value) for value in values), strict=True))
+            elif name == "best":
+                row |= inference.best_columns(family, row)
+    write_part(job.run_folder / "parts", Part(one.track.track, one.state, row["status"], row, window_rows))
+    return Done(one.track.track, row["status"], row.get("error"), row.get("duration_s") or 0.0, one.seconds + seconds)
+
+
+class Watch:
+    """Leaves a mark of the track at hand, so that a worker's death can be laid to it, and ends a process that hangs."""
+
+    def __init__(self, job: Job) -> None:
+        self.timeout_s = job.timeout_s
+        self.path = job.run_folder / "started" / f"{os.getpid()}.json"
+
+    def __enter__(self) -> Watch:
+        self.path.parent.mkdir(exist_ok=True)
+        self.sink = open(os.devnull, "w")
+        return self
+
+    def now(self, track: Track) -> None:
+        """Say that `track` is being worked on from here, and start its clock."""
+        self.path.write_text(json.dumps({"track": track.track, "pid": os.getpid(), "time": time.time()}))
+        faulthandler.dump_traceback_later(self.timeout_s, exit=True, file=self.sink)
+
+    def __exit__(self, *_: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        self.sink.close()
+        self.path.unlink(missing_ok=True)

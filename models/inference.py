@@ -1,0 +1,191 @@
+"""From windows to a track's values: full batches through a network, pooled, and turned into columns.
+
+Windows of many tracks are packed into full batches (`infer`); what belongs to one track is averaged over its windows
+(`pool`). Values that follow from others need no network: the probe reads the pooled salience, `best` is a fixed weighted sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.spectrogram import (
+    LogFrequencySpec,
+    MelMfccContrastSpec,
+    MelSpec,
+    StftSpec,
+    log_frequency_windows,
+    mel_mfcc_contrast_windows,
+    mel_windows,
+    stft_windows,
+)
+from models.bundle import Bundle, BundleError, Family, load_network, run_engine
+
+Array = NDArray[np.float32]
+Predict = Callable[[Array], Mapping[str, Array]]
+
+FRONT_ENDS: dict[str, tuple[type[Any], Callable[[Array, Any], Iterator[Array]]]] = {
+    "StftSpec": (StftSpec, stft_windows),
+    "LogFrequencySpec": (LogFrequencySpec, log_frequency_windows),
+    "MelSpec": (MelSpec, mel_windows),
+    "MelMfccContrastSpec": (MelMfccContrastSpec, mel_mfcc_contrast_windows),
+}
+SPECTROGRAM_FAMILIES = ("midlevel", "joint", "emotion", "crnn")
+REQUIRES: dict[str, tuple[str, ...]] = {
+    "probe": ("midlevel",),
+    "best": ("descriptors", "midlevel", "joint", "emotion", "va"),
+}  # families whose values another family reads
+NOTE_FAMILIES = ("notes", "va", "vaseq", "descriptors")  # families that need the transcription
+CPU_BATCH = {"midlevel": 2, "joint": 4, "emotion": 16, "crnn": 8}  # windows; larger ones gain nothing on a CPU
+
+
+def required(families: Iterable[str], bundle: Bundle) -> tuple[str, ...]:
+    """Families that must run for `families` to have their values, in the order of the table.
+
+    Raises
+    ------
+    BundleError
+        For a family that the bundle does not hold.
+    """
+    from models.bundle import FAMILIES
+
+    wanted = set(families)
+    for family in list(wanted):
+        if family not in bundle.families:
+            held = ", ".join(name for name in FAMILIES if name in bundle.families)
+            raise BundleError(f"bundle {bundle.name!r} has no family {family!r}; it has {held}")
+        wanted |= {name for name in REQUIRES.get(family, ()) if name in bundle.families}
+    return tuple(family for family in FAMILIES if family in wanted)
+
+
+def spec_of(family: Family) -> Any:
+    """Front-end spec of a spectrogram network, as its bundle states it.
+
+    Raises
+    ------
+    BundleError
+        For a front end that is not ours, or fields that it does not have.
+    """
+    if family.front_end not in FRONT_ENDS:
+        raise BundleError(f"{family.name}: unknown front end {family.front_end!r}")
+    spec, _ = FRONT_ENDS[family.front_end]
+    try:
+        return spec(**family.spec)
+    except TypeError as error:
+        raise BundleError(f"{family.name}: spec of {family.front_end}: {error}") from None
+
+
+def windows_of(family: Family, signals: Mapping[int, Array]) -> Iterator[Array]:
+    """Yield the windows of a track for one network; `signals` maps a sample rate in Hz to the mono signal."""
+    spec = spec_of(family)
+    return FRONT_ENDS[family.front_end][1](signals[spec.sample_rate], spec)
+
+
+def onnx_predict(bundle: Bundle, family: str) -> Predict:
+    """Predict with a family's ONNX graph on one CPU thread."""
+    engine = bundle.families[family].engine
+    if engine is None:
+        raise BundleError(f"bundle {bundle.name!r}: {family} has no ONNX graph")
+    path = bundle.file(engine)
+    return lambda batch: run_engine(path, batch)
+
+
+def keras_predict(bundle: Bundle, family: str) -> Predict:
+    """Predict with a family's Keras model in float32, on whatever device Keras's backend uses."""
+    network = load_network(bundle, family)
+    return lambda batch: {head: np.asarray(values) for head, values in network.predict_on_batch(batch).items()}
+
+
+def packed(windows: Iterable[tuple[int, Array]], batch_size: int) -> Iterator[tuple[list[int], Array]]:
+    """Pack (owner, window) pairs of many tracks into full batches; only the last one may be smaller."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be >= 1")
+    owners: list[int] = []
+    batch: list[Array] = []
+    for owner, window in windows:
+        owners.append(owner)
+        batch.append(window)
+        if len(batch) == batch_size:
+            yield owners, np.stack(batch)
+            owners, batch = [], []
+    if batch:
+        yield owners, np.stack(batch)
+
+
+def infer(predict: Predict, windows: Iterable[tuple[int, Array]], batch_size: int) -> dict[int, dict[str, Array]]:
+    """Run packed windows through a network; owner -> head -> (window, label), windows in order."""
+    collected: dict[int, dict[str, list[Array]]] = {}
+    for owners, batch in packed(windows, batch_size):
+        for head, values in predict(batch[..., None]).items():
+            for owner, row in zip(owners, values, strict=True):
+                collected.setdefault(owner, {}).setdefault(head, []).append(row)
+    return {owner: {head: np.stack(rows) for head, rows in heads.items()} for owner, heads in collected.items()}
+
+
+def network_columns(family: Family, outputs: Mapping[str, Array]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Turn a network's outputs, head -> (window, label), into a track's columns and the columns of each window."""
+    n_windows = len(next(iter(outputs.values())))
+    track: dict[str, Any] = {}
+    windows: list[dict[str, Any]] = [{} for _ in range(n_windows)]
+    for output in family.outputs:
+        if output.head not in outputs:
+            continue
+        values = outputs[output.head].astype(np.float64) * output.scale + output.offset
+        pooled = values.mean(axis=0)
+        spread = values.std(axis=0, ddof=1) if n_windows > 1 else None
+        for number, column in enumerate(output.columns):
+            track[column] = float(pooled[number])
+            if output.spread:
+                track[f"{column}_sd"] = None if spread is None else float(spread[number])
+            for row, window in zip(windows, values, strict=True):
+                row[column] = float(window[number])
+        _add_labels(track, output.columns, output.thresholds)
+    if "genres" in family.details:
+        probabilities = outputs["class_output"].astype(np.float64)
+        track |= genre_columns(probabilities.mean(axis=0), family.details["genres"])
+        for row, window in zip(windows, probabilities, strict=True):
+            row |= {
+                key: value
+                for key, value in genre_columns(window, family.details["genres"]).items()
+                if key in ("genre", "genre_p")
+            }
+    return track, windows
+
+
+def _add_labels(row: dict[str, Any], columns: Sequence[str], thresholds: Sequence[float] | None) -> None:
+    if thresholds is not None:
+        for column, threshold in zip(columns, thresholds, strict=True):
+            row[f"{column}_label"] = row[column] >= threshold
+
+
+def genre_columns(probabilities: NDArray[Any], genres: Sequence[str]) -> dict[str, Any]:
+    """The three most probable genres and their probabilities; nulls where a model knows fewer."""
+    order = np.argsort(-probabilities, kind="stable")
+    row: dict[str, Any] = {}
+    for rank, suffix in enumerate(("", "_2", "_3")):
+        known = rank < len(order)
+        row[f"genre{suffix}"] = genres[order[rank]] if known else None
+        row[f"genre{suffix}_p"] = float(probabilities[order[rank]]) if known else None
+    return row
+
+
+def probe_columns(family: Family, predict: Predict, track: Mapping[str, Any], salience: Sequence[str]) -> dict[str, Any]:
+    """The probe's columns from a track's pooled salience."""
+    inputs = np.array([[track[column] for column in salience]], np.float32)
+    return network_columns(family, predict(inputs))[0]
+
+
+def best_columns(family: Family, track: Mapping[str, Any]) -> dict[str, Any]:
+    """Fixed weighted sums of other columns, as the bundle states them; null where a component is missing."""
+    row: dict[str, Any] = {}
+    for column, terms in family.details["components"].items():
+        values = [track.get(name) for name in terms["weights"]]
+        row[column] = (
+            None
+            if any(value is None for value in values)
+            else terms["intercept"] + sum(w * v for w, v in zip(terms["weights"].values(), values, strict=True))
+        )
+    return row
