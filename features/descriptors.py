@@ -86,7 +86,7 @@ def _filters(spec: DescriptorSpec) -> tuple[Array, Array]:
 def frame_features(signal: Signal, spec: DescriptorSpec) -> tuple[Array, Array]:
     """Frame features, shape (frame, feature) in the order of `frame_names`, and chroma, shape (frame, 12).
 
-    Mel, MFCC and contrast in dB, centroid and roll-off in Hz, flatness 0-1, tonnetz -1..1, RMS in amplitude, onset strength as
+    Mel, MFCC and contrast in dB, centroid and roll-off in Hz, flatness 0-1, tonnetz -1..1, RMS of the Hann-windowed frame (.612 of the signal's), onset strength as
     the half-wave rectified rise of the mel bands in dB a frame.
     """
     check_signal(signal)
@@ -95,6 +95,8 @@ def frame_features(signal: Signal, spec: DescriptorSpec) -> tuple[Array, Array]:
     power_mel: list[Array] = []
     others: list[Array] = []
     chromas: list[Array] = []
+    valleys: list[Array] = []
+    peaks: list[Array] = []
     for start in range(0, n_frames, spec.block_frames):
         count = min(spec.block_frames, n_frames - start)
         stretch = cut(signal, start * spec.hop_length - spec.n_fft // 2, (count - 1) * spec.hop_length + spec.n_fft)
@@ -104,10 +106,12 @@ def frame_features(signal: Signal, spec: DescriptorSpec) -> tuple[Array, Array]:
         chroma = chroma_filters @ power
         chroma /= np.maximum(chroma.max(axis=0), np.finfo(np.float32).tiny)
         chromas.append(chroma.T)
+        low, high = _valleys_and_peaks(magnitude, spec)
+        valleys.append(low.T)
+        peaks.append(high.T)
         others.append(
             np.concatenate(
                 (
-                    librosa.feature.spectral_contrast(S=magnitude, sr=spec.sample_rate, n_bands=spec.contrast_bands),
                     librosa.feature.spectral_centroid(S=magnitude, sr=spec.sample_rate),
                     librosa.feature.spectral_rolloff(S=magnitude, sr=spec.sample_rate),
                     librosa.feature.spectral_flatness(S=magnitude),
@@ -120,8 +124,31 @@ def frame_features(signal: Signal, spec: DescriptorSpec) -> tuple[Array, Array]:
     mfcc = scipy.fft.dct(mel, axis=1, type=2, norm="ortho")[:, : spec.n_mfcc]
     onset = np.zeros((n_frames, 1), np.float32)
     onset[1:, 0] = np.maximum(np.diff(mel, axis=0), 0).mean(axis=1)
-    features = np.concatenate((mel, mfcc, np.concatenate(others), onset), axis=1).astype(np.float32)
+    # as in librosa, peaks and valleys are limited to 80 dB below their maximum: here that of the track, not of a block
+    contrast = librosa.power_to_db(np.concatenate(peaks)) - librosa.power_to_db(np.concatenate(valleys))
+    features = np.concatenate((mel, mfcc, contrast, np.concatenate(others), onset), axis=1).astype(np.float32)
     return features, np.concatenate(chromas)
+
+
+def _valleys_and_peaks(magnitude: Array, spec: DescriptorSpec) -> tuple[Array, Array]:
+    """Mean of the lowest and of the highest 2 % of the bins of each octave band, shape (band, frame).
+
+    Bands and quantile are those of `librosa.feature.spectral_contrast` (Jiang et al. 2002), which gives only their difference.
+    """
+    frequencies = np.fft.rfftfreq(spec.n_fft, 1 / spec.sample_rate)
+    edges = np.concatenate(([0.0], 200.0 * 2.0 ** np.arange(spec.contrast_bands + 1)))
+    low, high = [], []
+    for band, (bottom, top) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        inside = np.flatnonzero((frequencies >= bottom) & (frequencies <= top))
+        first = max(inside[0] - 1, 0) if band else inside[0]
+        last = len(frequencies) - 1 if band == spec.contrast_bands else inside[-1]
+        bins = magnitude[first : last + 1]
+        # librosa leaves out the highest bin of each band but the last, after it has counted the quantile
+        count = max(int(np.rint(0.02 * len(bins))), 1)
+        ordered = np.sort(bins if band == spec.contrast_bands else bins[:-1], axis=0)
+        low.append(ordered[:count].mean(axis=0))
+        high.append(ordered[-count:].mean(axis=0))
+    return np.stack(low), np.stack(high)
 
 
 def key_correlations(chroma: NDArray[np.floating]) -> tuple[float, float]:
@@ -138,7 +165,8 @@ def key_correlations(chroma: NDArray[np.floating]) -> tuple[float, float]:
 def onset_tempo(onset: Array, spec: DescriptorSpec) -> tuple[float, float, float]:
     """Tempo (BPM), height and standard deviation of the normalised autocorrelation of an onset envelope.
 
-    The tempo is the lag with the highest autocorrelation, weighted by a log-normal prior; zeros where there is no rhythm.
+    The tempo is the lag with the highest autocorrelation, weighted by a log-normal prior; tempo and height are 0 where none is
+    positive, all three where the envelope is constant or too short.
     """
     frame_rate = spec.sample_rate / spec.hop_length
     centred = onset - onset.mean()
@@ -152,6 +180,8 @@ def onset_tempo(onset: Array, spec: DescriptorSpec) -> tuple[float, float, float
     lags = np.arange(shortest, longest + 1)
     prior = np.exp(-0.5 * np.log2(60 * frame_rate / lags / spec.tempo_prior) ** 2)
     best = int(lags[np.argmax(np.maximum(correlation[lags], 0) * prior)])
+    if correlation[best] <= 0:
+        return 0.0, 0.0, float(correlation[lags].std())
     left, middle, right = (float(c) for c in correlation[best - 1 : best + 2])
     curvature = left - 2 * middle + right
     lag = best + (0.5 * (left - right) / curvature if curvature < 0 and abs(left - right) < -2 * curvature else 0.0)

@@ -55,10 +55,12 @@ def cut(signal: Signal, start: int, length: int) -> Signal:
 
 
 def check_signal(signal: Signal) -> None:
-    """Refuse what is not a non-empty one-dimensional array of finite samples."""
+    """Refuse what is not a non-empty one-dimensional float32 array of finite samples."""
     if signal.ndim != 1:
         raise ValueError(f"signal has {signal.ndim} dimensions, must be 1 (mono)")
     if signal.size == 0:
         raise ValueError("signal is empty, must hold at least 1 sample")
+    if signal.dtype != np.float32:
+        raise ValueError(f"signal has dtype {signal.dtype}, must be float32")
     if not np.isfinite(signal).all():
         raise ValueError("signal holds NaN or infinite samples, must be finite")

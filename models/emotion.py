@@ -58,9 +58,11 @@ def build(
     from keras import layers, regularizers
 
     segment = keras.Input((ROWS, FRAMES, 1), name="segment")
-    x = layers.Normalization(axis=None, mean=architecture.mean, variance=architecture.standard_deviation**2, dtype="float32")(
-        segment
-    )
+    x = layers.Rescaling(  # (x - mean) / standard deviation
+        scale=1 / architecture.standard_deviation,
+        offset=-architecture.mean / architecture.standard_deviation,
+        dtype="float32",
+    )(segment)
     normalize = layers.BatchNormalization if normalization is None else normalization
     for filters in (32, 64, 128):
         penalty = regularizers.L2(architecture.weight_decay) if architecture.weight_decay else None

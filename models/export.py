@@ -117,7 +117,9 @@ def agreement(derived: dict[str, Array], reference: dict[str, Array], ranges: di
     found = []
     for head, span in ranges.items():
         ours, theirs = derived[head].astype(float), reference[head].astype(float)
-        r = [float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0 for a, b in zip(ours.T, theirs.T, strict=True)]
+        r = [
+            float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0 for a, b in zip(ours.T, theirs.T, strict=True)
+        ]
         share = np.abs(ours - theirs).mean(axis=0).max() / span
         found.append(Agreement(head, len(ours), min(r), float(share)))
     return found
@@ -169,11 +171,7 @@ def sequence_graph(network: Any) -> bytes:
         "va_sequence",
         [helper.make_tensor_value_info("notes", TensorProto.FLOAT, ["track", "note", 4])],
         [helper.make_tensor_value_info("va", TensorProto.FLOAT, ["track", 4])],
-        [
-            numpy_helper.from_array(np.ascontiguousarray(value), name)
-            for name, value in constants.items()
-           
-        ],
+        [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     checker.check_model(model)

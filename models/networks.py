@@ -30,10 +30,10 @@ from models.training import (
 
 Array = NDArray[np.float32]
 
-MIDLEVEL_RECIPE = Recipe(epochs=24, crop_frames=323, time_mask_frames=32, frequency_mask_bins=24, gain_db=6.0, learning_rate=8e-4)
+MIDLEVEL_RECIPE = Recipe(epochs=14, crop_frames=323, time_mask_frames=32, frequency_mask_bins=24, gain_db=6.0, learning_rate=8e-4)
 JOINT_RECIPE = Recipe(epochs=24, crop_frames=313, time_mask_frames=32, frequency_mask_bins=14, roll_bins=2)
 EMOTION_RECIPE = Recipe(
-    epochs=20,
+    epochs=10,
     crops_per_track=4,
     learning_rate=3e-4,
     batch_size=32,
@@ -42,13 +42,13 @@ EMOTION_RECIPE = Recipe(
     mixup_alpha=0.4,
 )
 CRNN_RECIPE = Recipe(
-    epochs=24, crops_per_track=2, learning_rate=8e-4, time_mask_frames=24, frequency_mask_bins=16, mixup_alpha=0.2
+    epochs=12, crops_per_track=2, learning_rate=8e-4, time_mask_frames=24, frequency_mask_bins=16, mixup_alpha=0.2
 )
 VA_RECIPE = Recipe(
     epochs=150, batch_size=32, learning_rate=2e-3, weight_decay=2e-2, time_masks=0, frequency_masks=0, dtype="float32"
 )
 VASEQ_RECIPE = Recipe(
-    epochs=30, batch_size=16, learning_rate=1e-3, weight_decay=1e-3, time_masks=0, frequency_masks=0, dtype="float32"
+    epochs=15, batch_size=16, learning_rate=1e-3, weight_decay=1e-3, time_masks=0, frequency_masks=0, dtype="float32"
 )
 
 

@@ -134,7 +134,6 @@ def test_silence_has_no_tempo_and_no_key():
     assert named["rms_mean"] == 0
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="without a positive autocorrelation the shortest lag is taken: 215 BPM")
 def test_one_impulse_has_no_tempo():
     signal = np.zeros(5 * RATE, np.float32)
     signal[50_000] = 1
@@ -178,9 +177,6 @@ def test_block_size_changes_nothing(block_frames):
     assert_blocks_change_nothing(np.concatenate((noise(2), noise(2) * np.float32(1e-3), sine(300, 2) + noise(2))), block_frames)
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, reason="librosa limits spectral contrast to 80 dB below the maximum of what it gets: a block"
-)
 def test_block_size_changes_nothing_between_clean_tones():
     assert_blocks_change_nothing(np.concatenate((noise(2), clicks(120, 2))), 7)
 

@@ -1,0 +1,625 @@
+"""From a training folder to a bundle: weights, inference graphs, thresholds, scores, card.
+
+Everything measured here is measured on tracks that the scored model did not see: grouped folds of the working folder
+(annotate.training). The networks that are shipped were then trained on all rated tracks; their scores are those of the held-out
+folds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from annotate import training, training_data
+from annotate.schema import title_key
+from annotate.training import Rated, values_of
+from models import bundle as bundles
+from models import export
+from models.labels import FILM, GEMS, GENRES, MIDLEVEL
+
+Array = NDArray[np.float32]
+
+CALIBRATION_WINDOWS = 100
+AGREEMENT_WINDOWS = 80  # other windows than those of the calibration
+REFERENCE_WINDOWS = 2
+SALIENCE_THRESHOLD = 0.4  # founding document 000
+THRESHOLD_GRID = np.arange(0.05, 0.71, 0.01)
+LICENCE = "weights MIT; trained on audio and ratings that are for research use"
+FRONT_END = {"midlevel": "StftSpec", "joint": "LogFrequencySpec", "emotion": "MelMfccContrastSpec", "crnn": "MelSpec"}
+ARCHITECTURE = {
+    "midlevel": "midlevel",
+    "probe": "probe",
+    "joint": "joint",
+    "emotion": "emotion",
+    "crnn": "crnn",
+    "va": "va_dense",
+    "vaseq": "va_sequence",
+}
+POOLING = "mean over windows"
+SPLIT = "grouped by artist (Emotify, MUSIFEAST-17) or album (Soundtracks), no group on both sides"
+# what each rated output is scored on: predicted columns, rated targets, corpora
+SCORED = {
+    "midlevel": (("midlevel", "midlevel"),),
+    "joint": (("film", "film"), ("joint", "midlevel")),
+    "probe": (("gems", "gems"),),
+    "emotion": (("emotion", "gems"),),
+    "va": (("va", "va"),),
+    "vaseq": (("vaseq", "va"),),
+    "crnn": (("crnn", "vad"),),
+    "descriptors": (("desc_midlevel", "midlevel"), ("desc_film", "film"), ("desc_gems", "gems"), ("desc_va", "va")),
+    "best": (("best_midlevel", "midlevel"), ("best_film", "film"), ("best_gems", "gems"), ("best_va", "va")),
+}
+# `best` is the plain mean of these, fixed beforehand: no weight was chosen by looking
+BEST = {
+    "midlevel": ("desc_midlevel", "midlevel"),
+    "film": ("desc_film", "film"),
+    "gems": ("desc_gems", "emotion"),
+    "va": ("desc_va", "va"),
+}
+
+
+def write_bundle(rated: Rated, work: Path, out: Path, families: Sequence[str], *, name: str, version: str) -> None:
+    """Make a bundle of the trained families in a working folder.
+
+    Raises
+    ------
+    ValueError
+        If `out` holds a bundle already: a published version never changes.
+    """
+    if (out / "bundle.json").exists():
+        raise ValueError(f"{out} holds a bundle already: a published version never changes, choose another folder")
+    temporary = out.with_name(f"{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    predictions = out_of_fold(rated, work, families)
+    reference: dict[str, Array] = {}
+    entries: dict[str, Any] = {}
+    explanation: dict[str, Any] = {}
+    for family in bundles.FAMILIES:
+        if family in families and family in ARCHITECTURE:
+            print(f"packing {family}", flush=True)
+            entries[family] = _network_entry(rated, work, family, temporary, reference, explanation)
+        elif family == "descriptors" and family in families:
+            entries[family] = _descriptor_entry(rated, work, temporary, reference)
+        elif family == "best" and "descriptors" in families:
+            entries[family] = _best_entry(entries, predictions)
+        elif family == "notes":
+            entries[family] = {
+                "architecture": "none",
+                "front_end": "TranscriptionSpec",
+                "spec": asdict(_spec("TranscriptionSpec")),
+                "pooling": "whole track",
+                "outputs": [],
+            }
+    if "emotion" in entries:
+        _set_emotion_thresholds(entries["emotion"], rated, predictions)
+    scores = score(rated, predictions)
+    ceiling = _ceiling(rated)
+    for family, entry in entries.items():
+        entry["scores"] = {f"{prefix} on {corpus}": table for (owner, prefix, corpus), table in scores.items() if owner == family}
+    if "crnn" in entries:
+        entries["crnn"]["genre"] = _genre_scores(rated, predictions)
+    arrays: dict[str, Any] = dict(reference)
+    np.savez_compressed(temporary / "reference.npz", **arrays)
+    predictions.drop(columns=["row"]).to_parquet(temporary / "oof.parquet", index=False)
+    manifest = {
+        "name": name,
+        "version": version,
+        "licence": LICENCE,
+        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "written_by": {
+            package: metadata.version(package)
+            for package in ("annotate", "keras", "tensorflow", "scikit-learn", "onnx", "onnxruntime")
+        },
+        "split": SPLIT,
+        "tracks": {corpus: int(count) for corpus, count in rated.table["corpus"].value_counts().items()},
+        "ceiling_gems": ceiling,
+        "explanation": explanation,
+        "families": entries,
+    }
+    (temporary / "README.md").write_text(card(manifest), encoding="utf-8")
+    bundles.write_manifest(temporary, manifest)
+    bundles.load(str(temporary))
+    if out.exists():
+        shutil.rmtree(out)
+    os.replace(temporary, out)
+
+
+def _spec(name: str) -> Any:
+    return next(spec for spec in training_data.SPECS if type(spec).__name__ == name)
+
+
+def _outputs(family: str) -> list[dict[str, Any]]:
+    def block(
+        head: str, prefix: str, labels: Sequence[str], text: str, unit: str, low: float, high: float, **more: Any
+    ) -> dict[str, Any]:
+        columns = [f"{prefix}_{label}" for label in labels]
+        return {"head": head, "columns": columns, "description": text, "unit": unit, "low": low, "high": high, **more}
+
+    def va(prefix: str, head: str) -> list[dict[str, Any]]:
+        columns = [f"{prefix}_{label}" for label in training.VA]
+        text = "{} as listeners would rate it, from the transcription (std: spread between listeners)"
+        return [{"head": head, "columns": columns, "description": text, "unit": "rating 1-9", "low": 0.3, "high": 9.0}]
+
+    return {
+        "midlevel": [
+            block("rating", "midlevel", MIDLEVEL.labels, "perceived {}", "rating 1-10", 1.0, 10.0, scale=10.0, spread=True),
+            block(
+                "salience",
+                "salient",
+                MIDLEVEL.labels,
+                "salience of the feature among the seven: {}",
+                "probability",
+                0.0,
+                1.0,
+                thresholds=[SALIENCE_THRESHOLD] * len(MIDLEVEL.labels),
+            ),
+        ],
+        "probe": [
+            block("gems", "gems", GEMS.labels, "expected share of listeners, linear in mid-level salience: {}", "share", 0.0, 1.0)
+        ],
+        "joint": [
+            block("film", "film", FILM.labels, "film-music emotion {}", "rating 1-9", 1.0, 9.0, scale=10.0),
+            block(
+                "midlevel",
+                "joint",
+                MIDLEVEL.labels,
+                "perceived {}, as the film emotions went through it",
+                "rating 1-10",
+                1.0,
+                10.0,
+                scale=10.0,
+            ),
+        ],
+        "emotion": [block("emotion", "emotion", GEMS.labels, "expected share of listeners who feel {}", "share", 0.0, 1.0)],
+        "va": va("va", "va"),
+        "vaseq": va("vaseq", "va"),
+        "crnn": [
+            block(
+                "reg_output",
+                "crnn",
+                ("valence", "arousal", "dominance"),
+                "{} by word norms of the emotion words, not by listeners' ratings of the music",
+                "rating 1-9",
+                1.0,
+                9.0,
+                scale=8.0,
+                offset=1.0,
+            )
+        ],
+    }[family]
+
+
+def _engine_ranges(family: str) -> dict[str, float]:
+    """Range of the labels of each head, in the network's own units, that engine differences are measured against."""
+    return {
+        "midlevel": {"rating": 0.9, "salience": 1.0},
+        "joint": {"film": 0.8, "midlevel": 0.9},
+        "emotion": {"emotion": 1.0},
+        "crnn": {"reg_output": 1.0, "class_output": 1.0},
+    }[family]
+
+
+def _network_entry(
+    rated: Rated, work: Path, family: str, folder: Path, reference: dict[str, Array], explanation: dict[str, Any]
+) -> dict[str, Any]:
+    import keras
+
+    from models import va
+
+    va.register()
+    trained = keras.saving.load_model(work / family / "final" / "model.keras", compile=False)
+    arguments = _arguments(family, trained)
+    entry: dict[str, Any] = {
+        "architecture": ARCHITECTURE[family],
+        "arguments": arguments,
+        "front_end": FRONT_END.get(
+            family, {"va": "22 note statistics", "vaseq": "note sequence", "probe": "salience"}.get(family)
+        ),
+        "spec": asdict(_spec(FRONT_END[family])) if family in FRONT_END else asdict(_spec("TranscriptionSpec")),
+        "window_s": _window_s(family),
+        "pooling": POOLING if family in FRONT_END else "the mean salience of the track" if family == "probe" else "whole track",
+        "outputs": _outputs(family),
+        "weights": f"{family}.keras",
+        "engine": f"{family}.onnx",
+        "training": _training_record(rated, work, family),
+    }
+    if family == "crnn":
+        entry["genres"] = list(GENRES.labels)
+    shell = bundles._family(family, entry)
+    graph = bundles.build_graph(shell)
+    bundles.save_network(trained, folder / f"{family}.keras", lambda: bundles.build_graph(shell))
+    # what is shipped has float16 weights: everything derived starts from them
+    graph.set_weights([np.asarray(w, np.float16).astype(np.float32) for w in trained.get_weights()])
+    if family in FRONT_END:
+        rows = _spread_rows(rated, family)
+        windows = [window for track in training.network_windows(rated, family, rows) for window in track]
+        picked = np.random.default_rng(0).permutation(len(windows))
+        calibration = [windows[k] for k in picked[:CALIBRATION_WINDOWS]]
+        checked = [windows[k] for k in picked[CALIBRATION_WINDOWS : CALIBRATION_WINDOWS + AGREEMENT_WINDOWS]]
+        engine, record = _engine(graph, family, calibration, checked)
+        entry["engine_agreement"] = record
+        inputs = np.stack(checked[:REFERENCE_WINDOWS])[..., None].astype(np.float16).astype(np.float32)
+    else:
+        engine = export.sequence_graph(graph) if family == "vaseq" else export.float_graph(graph)
+        inputs = _small_inputs(rated, work, family)
+    (folder / f"{family}.onnx").write_bytes(engine)
+    reference[f"{family}/input"] = inputs.astype(np.float16) if family in FRONT_END else inputs
+    for head, values in graph.predict_on_batch(inputs).items():
+        reference[f"{family}/keras/{head}"] = np.asarray(values)
+    for head, values in bundles.run_engine(folder / f"{family}.onnx", inputs).items():
+        reference[f"{family}/onnx/{head}"] = values
+    if family == "probe":
+        kernel, bias = graph.get_layer("gems").get_weights()
+        explanation["probe"] = {
+            "inputs": [f"salient_{label}" for label in MIDLEVEL.labels],
+            "outputs": [f"gems_{label}" for label in GEMS.labels],
+            "scale": "log-odds",
+            "weights": kernel.T.round(6).tolist(),
+            "bias": bias.round(6).tolist(),
+        }
+    if family == "joint":
+        kernel, bias = graph.get_layer("film").get_weights()
+        explanation["joint"] = {
+            "inputs": [f"joint_{label}" for label in MIDLEVEL.labels],
+            "outputs": [f"film_{label}" for label in FILM.labels],
+            "scale": "rating",
+            "weights": kernel.T.round(6).tolist(),
+            "bias": (10 * bias).round(6).tolist(),
+        }
+    return entry
+
+
+def _arguments(family: str, trained: Any) -> dict[str, Any]:
+    """Architecture arguments of a trained network that its weights do not hold."""
+    if family == "emotion":
+        rescaling = next(layer for layer in trained.layers if type(layer).__name__ in ("Rescaling", "Normalization"))
+        config = rescaling.get_config()
+        if "scale" in config:
+            return {"mean": -config["offset"] / config["scale"], "standard_deviation": 1 / config["scale"]}
+        return {"mean": float(np.ravel(config["mean"])[0]), "standard_deviation": float(np.ravel(config["variance"])[0]) ** 0.5}
+    if family == "crnn":
+        return {"recurrent_dropout": 0.0}
+    if family == "va":
+        config = next(layer for layer in trained.layers if type(layer).__name__ == "Rescaling").get_config()
+        scale, offset = np.array(config["scale"]), np.array(config["offset"])
+        return {"mean": (-offset / scale).tolist(), "standard_deviation": (1 / scale).tolist()}
+    if family == "vaseq":
+        layer = next(layer for layer in trained.layers if hasattr(layer, "standard_deviation"))
+        return {"mean": list(layer.mean), "standard_deviation": list(layer.standard_deviation)}
+    return {}
+
+
+def _window_s(family: str) -> float | None:
+    if family not in FRONT_END:
+        return None
+    spec = _spec(FRONT_END[family])
+    return float(spec.window_length / spec.sample_rate)
+
+
+def _spread_rows(rated: Rated, family: str) -> NDArray[Any]:
+    """Tracks of every corpus, evenly chosen, for calibration and agreement."""
+    rows = [np.flatnonzero(rated.table["corpus"].eq(corpus)) for corpus in rated.table["corpus"].unique()]
+    return np.concatenate([part[np.unique(np.linspace(0, len(part) - 1, 40).astype(int))] for part in rows])
+
+
+def _engine(graph: Any, family: str, calibration: Sequence[Array], checked: Sequence[Array]) -> tuple[bytes, dict[str, Any]]:
+    """Derive the CPU graph: int8 where it agrees with float32 within the rule, else float32 with float16 weights."""
+    ranges = _engine_ranges(family)
+    outputs: dict[str, list[Array]] = {}
+    for start in range(0, len(checked), 8):
+        batch = np.stack(checked[start : start + 8])[..., None].astype(np.float32)
+        for head, values in graph.predict_on_batch(batch).items():
+            outputs.setdefault(head, []).append(np.asarray(values))
+    expected = {head: np.concatenate(parts) for head, parts in outputs.items()}
+    plain = export.float_graph(graph)
+    tried: dict[str, Any] = {}
+    for kind in ("int8", "float32 (float16 weights)"):
+        derived = export.int8_graph(plain, calibration) if kind == "int8" else export.half_weights(plain)
+        found = export.agreement(export.run_graph(derived, checked), expected, ranges)
+        tried[kind] = [asdict(one) | {"good": one.good} for one in found]
+        print(
+            f"{family}: {kind}: {[(one.head, round(one.least_r, 5), round(one.largest_share, 5)) for one in found]}", flush=True
+        )
+        if all(one.good for one in found):
+            return derived, {"kind": kind, "measured": tried}
+    raise ValueError(f"{family}: no derived graph agrees with the Keras model: {tried}")
+
+
+def _small_inputs(rated: Rated, work: Path, family: str) -> Array:
+    if family == "probe":
+        salience: Array = np.load(work / "probe" / "salience.npy")[:4].astype(np.float32)
+        return salience
+    return np.nan_to_num(rated.stack({"va": "statistics", "vaseq": "sequence"}[family])[:4])
+
+
+def _training_record(rated: Rated, work: Path, family: str) -> dict[str, Any]:
+    """Which rated tracks a family learned from: ids by corpus, digests, artist and title."""
+    target = {
+        "midlevel": "midlevel",
+        "joint": "film",
+        "emotion": "gems",
+        "probe": "gems",
+        "crnn": "gems",
+        "va": "va",
+        "vaseq": "va",
+    }[family]
+    values = values_of(rated, target)
+    known = np.asarray(np.isfinite(values[:, [0, 2]] if target == "va" else values).all(axis=1))
+    record = _tracks_record(rated, known)
+    if family in ("midlevel", "joint"):
+        others = rated.table.loc[~known, "corpus"]
+        record["pseudo_labelled"] = {str(corpus): int(count) for corpus, count in others.value_counts().items()}
+    path = work / family / "final" / "recipe.json"
+    if path.exists():
+        record["recipe"] = json.loads(path.read_text())
+    return record
+
+
+def _tracks_record(rated: Rated, known: NDArray[Any]) -> dict[str, Any]:
+    table = rated.table[known]
+    tagged = table[table["corpus"].ne("soundtracks")]  # whose tags name one artist and one album for all
+    titles = {title_key(artist, title) for artist, title in zip(tagged["artist"], tagged["title"], strict=True)}
+    return {
+        "ids": {str(corpus): group["track_key"].tolist() for corpus, group in table.groupby("corpus")},
+        "sha256": table["sha256"].tolist(),
+        "titles": sorted(title for title in titles if title),
+    }
+
+
+def _descriptor_entry(rated: Rated, work: Path, folder: Path, reference: dict[str, Array]) -> dict[str, Any]:
+    outputs, engines, known = [], {}, np.zeros(len(rated.table), bool)
+    inputs = training.descriptor_inputs(rated)[:: max(len(rated.table) // 8, 1)][:8]
+    reference["descriptors/input"] = inputs
+    ranges = {
+        "midlevel": ("perceived {}", "rating 1-10", 1.0, 10.0),
+        "film": ("film-music emotion {}", "rating 1-9", 1.0, 9.0),
+        "gems": ("expected share of listeners who feel {}", "share", 0.0, 1.0),
+        "va": ("{} as listeners would rate it", "rating 1-9", 1.0, 9.0),
+    }
+    for target in training.DESCRIPTOR_OUTPUTS:
+        model = work / "descriptors" / target / "model.onnx"
+        if not model.exists():
+            continue
+        columns, targets = training.descriptor_targets(rated, target)
+        known |= np.isfinite(targets).all(axis=1)
+        engines[target] = f"descriptors_{target}.onnx"
+        shutil.copyfile(model, folder / engines[target])
+        text, unit, low, high = ranges[target]
+        outputs.append(
+            {
+                "head": target,
+                "columns": [f"desc_{c}" for c in columns],
+                "description": text,
+                "unit": unit,
+                "low": low,
+                "high": high,
+            }
+        )
+        reference[f"descriptors/onnx/{target}"] = bundles.run_engine(folder / engines[target], inputs)["ratings"]
+    return {
+        "architecture": "ridge, RBF support-vector machine and extra-trees, averaged",
+        "front_end": "DescriptorSpec",
+        "spec": asdict(_spec("DescriptorSpec")),
+        "pooling": "whole track",
+        "outputs": outputs,
+        "engines": engines,
+        "training": _tracks_record(rated, known),
+    }
+
+
+def _best_components(entries: dict[str, Any]) -> dict[str, list[str]]:
+    """Column of `best` -> columns that it averages, of the families that the bundle holds."""
+    written = {column for entry in entries.values() for block in entry["outputs"] for column in block["columns"]}
+    components = {}
+    for target, prefixes in BEST.items():
+        labels = {"midlevel": MIDLEVEL.labels, "film": FILM.labels, "gems": GEMS.labels, "va": ("valence_mean", "arousal_mean")}[
+            target
+        ]
+        for label in labels:
+            held = [f"{prefix}_{label}" for prefix in prefixes if f"{prefix}_{label}" in written]
+            if held:
+                components[f"best_{target}_{label}"] = held
+    return components
+
+
+def _best_entry(entries: dict[str, Any], predictions: pd.DataFrame) -> dict[str, Any]:
+    components = _best_components(entries)
+    ranges = {
+        "midlevel": ("perceived {}", "rating 1-10", 1.0, 10.0),
+        "film": ("film-music emotion {}", "rating 1-9", 1.0, 9.0),
+        "gems": ("expected share of listeners who feel {}", "share", 0.0, 1.0),
+        "va": ("{} as listeners would rate it", "rating 1-9", 1.0, 9.0),
+    }
+    outputs = []
+    for target, (text, unit, low, high) in ranges.items():
+        columns = [column for column in components if column.startswith(f"best_{target}_")]
+        if columns:
+            outputs.append({"head": target, "columns": columns, "description": text, "unit": unit, "low": low, "high": high})
+    for column, parts in components.items():
+        if all(part in predictions for part in parts):
+            predictions[column] = predictions[parts].mean(axis=1, skipna=False)
+    return {
+        "architecture": "plain mean of other columns",
+        "front_end": "other families",
+        "spec": {},
+        "pooling": "whole track",
+        "outputs": outputs,
+        "components": {
+            column: {"intercept": 0.0, "weights": {part: 1 / len(parts) for part in parts}}
+            for column, parts in components.items()
+        },
+    }
+
+
+def out_of_fold(rated: Rated, work: Path, families: Sequence[str]) -> pd.DataFrame:
+    """All out-of-fold predictions side by side, a row a rated track; null where no held-out fold has the track."""
+    table = rated.table[["corpus", "track_key", "sha256"]].copy()
+    table["row"] = np.arange(len(table))
+    for family in families:
+        for path in sorted((work / family).glob("**/oof.parquet")):
+            part = pd.read_parquet(path).drop(columns=["sha256", "fold"])
+            columns = [column for column in part.columns if column not in ("corpus", "track_key")]
+            values = part.set_index(["corpus", "track_key"])[columns]
+            keys = pd.MultiIndex.from_frame(table[["corpus", "track_key"]])
+            aligned = values.reindex(keys)
+            for column in columns:
+                found = aligned[column].to_numpy(np.float32)
+                table[column] = np.where(np.isfinite(found), found, table[column]) if column in table else found
+    return table
+
+
+def score(rated: Rated, predictions: pd.DataFrame) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Agreement with human ratings of every output on every corpus, beside the descriptor model on the same tracks."""
+    from outputs.metrics import agreement, mean_r
+
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for family, blocks in SCORED.items():
+        for prefix, target in blocks:
+            names = [name.removeprefix(f"{target}_") for name in training.columns_of(target)]
+            labels = [label for label in names if f"{prefix}_{label}" in predictions]
+            if not labels:
+                continue
+            predicted = predictions[[f"{prefix}_{label}" for label in labels]].to_numpy(float)
+            people = rated.table.reindex(columns=[f"{target}_{label}" for label in labels]).to_numpy(float)
+            for corpus in rated.table["corpus"].unique():
+                rows = rated.table["corpus"].eq(corpus).to_numpy()
+                held = [k for k in range(len(labels)) if np.isfinite(people[rows, k] + predicted[rows, k]).sum() >= 10]
+                if not held:
+                    continue
+                keep = rows & np.isfinite(people[:, held] + predicted[:, held]).all(axis=1)
+                kept_labels = [labels[k] for k in held]
+                per_label = agreement(people[keep][:, held], predicted[keep][:, held], kept_labels)
+                overall = mean_r(people[keep][:, held], predicted[keep][:, held])
+                entry: dict[str, Any] = {
+                    "tracks": int(keep.sum()),
+                    "mean_r": round(float(overall.r), 3),
+                    "mean_r_interval": [round(float(overall.r_low), 3), round(float(overall.r_high), 3)],
+                    "r": {str(label): round(float(r), 3) for label, r in per_label["r"].items()},
+                }
+                baseline = [f"desc_{target}_{label}" for label in kept_labels]
+                if family not in ("descriptors", "crnn") and all(column in predictions for column in baseline):
+                    plain = predictions[baseline].to_numpy(float)[keep]
+                    if np.isfinite(plain).all():
+                        entry["descriptor_baseline_mean_r"] = round(float(mean_r(people[keep][:, held], plain).r), 3)
+                found[family, prefix, corpus] = entry
+    return found
+
+
+def _set_emotion_thresholds(entry: dict[str, Any], rated: Rated, predictions: pd.DataFrame) -> None:
+    """Choose per-emotion thresholds by F1 on out-of-fold predictions; labels by the rule of founding document 003."""
+    from outputs.metrics import best_thresholds
+
+    shares = values_of(rated, "gems")
+    rows = np.isfinite(shares).all(axis=1) & predictions["emotion_amazement"].notna().to_numpy()
+    probability = predictions.loc[rows, [f"emotion_{label}" for label in GEMS.labels]].to_numpy(float)
+    known = shares[np.isfinite(shares).all(axis=1)]
+    cut = np.where(known.std(axis=0) > 0.2, np.median(known, axis=0), 0.4)
+    thresholds = best_thresholds(shares[rows] > cut, probability, THRESHOLD_GRID)
+    thresholds = np.where(np.isfinite(thresholds), thresholds, cut)
+    entry["outputs"][0]["thresholds"] = [round(float(value), 3) for value in thresholds]
+    entry["label_rule"] = {
+        "share_above": [round(float(value), 3) for value in cut],
+        "chosen_on": "out-of-fold predictions, by F1",
+    }
+
+
+def _genre_scores(rated: Rated, predictions: pd.DataFrame) -> dict[str, Any]:
+    from outputs.metrics import genre_scores
+
+    columns = [f"genre_p_{label}" for label in GENRES.labels]
+    rows = predictions[columns[0]].notna().to_numpy()
+    found = genre_scores(rated.table.loc[rows, "genre"].tolist(), predictions.loc[rows, columns].to_numpy(float), GENRES.labels)
+    return {
+        "tracks": int(rows.sum()),
+        "accuracy": round(found.accuracy, 3),
+        "top_3": round(found.top3, 3),
+        "confusion": found.confusion.to_dict(),
+    }
+
+
+def _ceiling(rated: Rated) -> dict[str, float] | None:
+    from outputs.metrics import split_half_ceiling
+
+    if rated.listeners is None:
+        return None
+    return {str(label): round(float(value), 3) for label, value in split_half_ceiling(rated.listeners).items()}
+
+
+def card(manifest: dict[str, Any]) -> str:
+    """Write the model card from the manifest: nothing in it is typed by hand but the warnings."""
+    lines = [
+        f"# Bundle {manifest['name']} {manifest['version']}",
+        "",
+        f"Licence: {manifest['licence']}. Made {manifest['created_utc']} by `annotate train`.",
+        "",
+        "Trained and scored on "
+        + ", ".join(f"{count} tracks of {corpus}" for corpus, count in manifest["tracks"].items())
+        + f". Split: {manifest['split']}. Human ratings are the only truth; a score is over tracks that the scored model did not see. "
+        "A network is scored by a copy that was trained without the held-out fold; the shipped one saw every rated track.",
+        "",
+        "## Agreement with listeners",
+        "",
+        "Mean Pearson r over the labels, 95 % bootstrap interval over tracks; beside it the descriptor model (descriptors + note "
+        "features) out of its own ten grouped folds, on the same tracks.",
+        "",
+        "| family | output | corpus | tracks | mean r | interval | descriptor model |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for family, entry in manifest["families"].items():
+        for name, table in entry.get("scores", {}).items():
+            output, _, corpus = name.partition(" on ")
+            low, high = table["mean_r_interval"]
+            baseline = table.get("descriptor_baseline_mean_r")
+            lines.append(
+                f"| {family} | {output} | {corpus} | {table['tracks']} | {table['mean_r']:.3f} | {low:.3f} to {high:.3f} | "
+                f"{'' if baseline is None else f'{baseline:.3f}'} |"
+            )
+    if manifest.get("ceiling_gems"):
+        values = list(manifest["ceiling_gems"].values())
+        lines += ["", f"Ceiling on Emotify, √(split-half reliability, Spearman-Brown): mean {np.mean(values):.3f}."]
+    crnn = manifest["families"].get("crnn", {}).get("genre")
+    if crnn:
+        lines += [
+            "",
+            f"Genre (crnn, {crnn['tracks']} held-out tracks, by artist): accuracy {crnn['accuracy']:.3f}, top-3 {crnn['top_3']:.3f}.",
+        ]
+    lines += ["", "## Per label", ""]
+    for family, entry in manifest["families"].items():
+        for name, table in entry.get("scores", {}).items():
+            lines.append(f"- {family}, {name}: " + ", ".join(f"{label} {r:.2f}" for label, r in table["r"].items()))
+    lines += ["", "## CPU graphs", ""]
+    for family, entry in manifest["families"].items():
+        record = entry.get("engine_agreement")
+        if record:
+            measured = record["measured"][record["kind"]]
+            text = "; ".join(
+                f"{one['head']}: r ≥ {one['least_r']:.5f}, mean |difference| ≤ {100 * one['largest_share']:.2f} % of the range"
+                for one in measured
+            )
+            lines.append(f"- {family}: {record['kind']}, against float32 Keras on {measured[0]['windows']} windows: {text}")
+    lines += [
+        "",
+        "## What to know",
+        "",
+        "- The audio that these weights were trained on is for research use.",
+        "- `crnn` valence, arousal and dominance are learned from word norms of the emotion words that listeners chose. We know of no "
+        "human dominance ratings of music audio; that column is not validated against any.",
+        "- `probe` and `emotion` predict the share of listeners in Emotify's game, not an emotion that everyone feels.",
+        "- `best` is the plain mean of the descriptor model and a network, fixed beforehand. Its score is over tracks for which both have "
+        "a held-out prediction.",
+        "- Music only. Solo piano, speech, noise, silence and very short clips were not evaluated.",
+        "- Not for judging people, nor for any decision about a single listener.",
+    ]
+    return "\n".join(lines) + "\n"
