@@ -566,8 +566,8 @@ def card(manifest: dict[str, Any]) -> str:
         "",
         "Trained and scored on "
         + ", ".join(f"{count} tracks of {corpus}" for corpus, count in manifest["tracks"].items())
-        + f". Split: {manifest['split']}. Human ratings are the only truth; a score is over tracks that the scored model did not see. "
-        "A network is scored by a copy that was trained without the held-out fold; the shipped one saw every rated track.",
+        + f". Split: {manifest['split']}. Human ratings are the only truth; a score is over tracks that the scored model did "
+        "not see. A network is scored by a copy that was trained without the held-out fold; the shipped one saw every rated track.",
         "",
         "## Agreement with listeners",
         "",
@@ -614,11 +614,11 @@ def card(manifest: dict[str, Any]) -> str:
         "## What to know",
         "",
         "- The audio that these weights were trained on is for research use.",
-        "- `crnn` valence, arousal and dominance are learned from word norms of the emotion words that listeners chose. We know of no "
-        "human dominance ratings of music audio; that column is not validated against any.",
+        "- `crnn` valence, arousal and dominance are learned from word norms of the emotion words that listeners chose. We know of "
+        "no human dominance ratings of music audio; that column is not validated against any.",
         "- `probe` and `emotion` predict the share of listeners in Emotify's game, not an emotion that everyone feels.",
-        "- `best` is the plain mean of the descriptor model and a network, fixed beforehand. Its score is over tracks for which both have "
-        "a held-out prediction.",
+        "- `best` is the plain mean of the descriptor model and a network, fixed beforehand. Its score is over tracks for which "
+        "both have a held-out prediction.",
         "- Music only. Solo piano, speech, noise, silence and very short clips were not evaluated.",
         "- Not for judging people, nor for any decision about a single listener.",
     ]

@@ -27,8 +27,8 @@ from typing import Any
 
 from annotate.corpora import Corpus, Track, scan
 from annotate.schema import columns_for, known_tracks, was_in_training, window_columns_for
-from annotate.store import FileState, Part, RunFolder, default_cache_folder, replace_atomically, write_part
-from annotate.worker import Done, Job, decoder_version, finish, midi_path, prepare_windows, process
+from annotate.store import Part, RunFolder, default_cache_folder, replace_atomically
+from annotate.worker import Done, Job, decoder_version, fail, finish, midi_path, prepare_windows, process
 from models import inference
 from models.bundle import FAMILIES, Bundle
 from models.bundle import load as load_bundle
@@ -287,24 +287,9 @@ def run_chunks(
             mark = json.loads(path.read_text())
             found.append({"track": mark["track"], "elapsed": ended - mark["time"]})
         if not found and not finished:
-            raise RunError("worker processes die before they start a track: run `annotate doctor`, or try --jobs 1") from None
+            raise RunError("worker processes die before they start a track: is there memory for them? try --jobs 1") from None
         return finished, found
     return finished, None
-
-
-def fail(track: Track, reason: str, job: Job) -> Done:
-    """Write the part of a track that no worker survived."""
-    row = {
-        "track": track.track,
-        "track_key": track.track_key,
-        "track_id": track.track_id,
-        "corpus": track.corpus,
-        "group": track.group,
-        "status": "failed",
-        "error": reason,
-    }
-    write_part(job.run_folder / "parts", Part(track.track, FileState(track.size, track.mtime_ns, None), "failed", row, []))
-    return Done(track.track, "failed", reason, 0.0, 0.0)
 
 
 class WorkersDied(Exception):

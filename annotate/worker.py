@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -22,9 +23,9 @@ from numpy.typing import NDArray
 
 from annotate.audio import AudioError, Decoded, decode
 from annotate.corpora import Track, read_tags
-from annotate.store import FeatureCache, FileState, Part, cache_key, write_part
+from annotate.store import FeatureCache, FileState, Part, StoreError, cache_key, write_part
 from models import inference
-from models.bundle import Bundle, run_engine
+from models.bundle import Bundle, BundleError, run_engine
 from models.bundle import load as load_bundle
 
 Array = NDArray[np.float32]
@@ -90,7 +91,42 @@ def _cache(folder: Path, max_bytes: int) -> FeatureCache:
 
 
 def process(tracks: Sequence[Track], job: Job) -> list[Done]:
-    """Annotate a few tracks from file to part; windows of all of them share batches."""
+    """Annotate a few tracks from file to part; a track that raises what nobody foresaw becomes a failed row.
+
+    Raises
+    ------
+    StoreError, BundleError
+        What no other track would survive either.
+    """
+    try:
+        return _process(tracks, job)
+    except (StoreError, BundleError):
+        raise
+    except Exception as error:
+        if len(tracks) > 1:  # find out which one it was
+            return [done for track in tracks for done in process([track], job)]
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = "not enough memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"
+        reason = f"unexpected error, please report it: {what} ({Path(place.filename).name}:{place.lineno})"
+        return [fail(tracks[0], reason, job)]
+
+
+def fail(track: Track, reason: str, job: Job) -> Done:
+    """Write the part of a track that could not be annotated."""
+    row = {
+        "track": track.track,
+        "track_key": track.track_key,
+        "track_id": track.track_id,
+        "corpus": track.corpus,
+        "group": track.group,
+        "status": "failed",
+        "error": reason,
+    }
+    write_part(job.run_folder / "parts", Part(track.track, FileState(track.size, track.mtime_ns, None), "failed", row, []))
+    return Done(track.track, "failed", reason, 0.0, 0.0)
+
+
+def _process(tracks: Sequence[Track], job: Job) -> list[Done]:
     bundle = _bundle(job.bundle)
     prepared = []
     with Watch(job) as watch:
@@ -160,9 +196,6 @@ def prepare(track: Track, job: Job) -> Prepared:
         decoded = decode(track.path, rates=sorted(rates))
     except AudioError as error:
         return Prepared(track, state, row | {"status": "failed", "error": str(error)}, seconds=time.monotonic() - started)
-    except MemoryError:
-        reason = "not enough memory to decode it"
-        return Prepared(track, state, row | {"status": "failed", "error": reason}, seconds=time.monotonic() - started)
     state = FileState(track.size, track.mtime_ns, decoded.sha256)
     row |= {
         "duration_s": decoded.duration_s,

@@ -1,0 +1,54 @@
+# make demo      install, make a small corpus, annotate it, show the table
+# make test      install, run the tests
+# make annotate DATA="Music Data/" OUT=x.parquet
+# make bundle DATA=../shared/data OUT=bundles/mine     train every family (hours)
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+DATA ?=
+OUT ?= annotations.parquet
+BIN := .venv/bin
+UV := .uv/bin/uv
+export UV_PYTHON_DOWNLOADS := never
+
+.PHONY: install demo test annotate lint bundle clean
+
+# uv lives in a venv of its own, so that the project's environment is exactly what the lock says
+$(UV):
+	command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: $(PYTHON) not found; say make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
+
+.venv/installed: pyproject.toml uv.lock $(UV)
+	$(UV) sync --frozen --extra train --python $(PYTHON) --quiet
+	$(BIN)/python -m annotate.warm
+	touch $@
+
+install: .venv/installed
+
+demo: install
+	test -e demo/data.csv || $(BIN)/annotate demo demo/
+	$(BIN)/annotate run demo/ --out demo.parquet
+	@$(BIN)/python -c "import pandas as pd; t = pd.read_parquet('demo.parquet'); \
+	print(t[['track', 'genre', 'genre_p', 'midlevel_minorness', 'best_gems_tension', 'best_film_happy', 'midi_n_notes']].to_string()); \
+	print(f'{len(t)} rows, {t.shape[1]} columns')"
+	@echo "The table: $(CURDIR)/demo.parquet"
+
+test: install
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+annotate: install
+	@test -n "$(DATA)" || { echo 'say: make annotate DATA="Music Data/" OUT=x.parquet'; exit 2; }
+	$(BIN)/annotate run "$(DATA)" --out "$(OUT)"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bundle: install
+	@test -n "$(DATA)" || { echo 'say: make bundle DATA=../shared/data OUT=bundles/mine'; exit 2; }
+	$(BIN)/annotate train all "$(DATA)/soundtracks" "$(DATA)/emotify" "$(DATA)/musifeast17" \
+	    --word-norms "$(DATA)/muse/warriner_vad_gems_words.csv" --out "$(OUT)" --name default
+
+clean:
+	rm -rf .venv .uv demo demo.parquet demo.parquet.run .pytest_cache .mypy_cache .ruff_cache
