@@ -567,7 +567,7 @@ def card(manifest: dict[str, Any]) -> str:
         "Trained and scored on "
         + ", ".join(f"{count} tracks of {corpus}" for corpus, count in manifest["tracks"].items())
         + f". Split: {manifest['split']}. Human ratings are the only truth; a score is over tracks that the scored model did "
-        "not see. A network is scored by a copy that was trained without the held-out fold; the shipped one saw every rated track.",
+        "not see. A network is scored by a copy that was trained without the held-out fold; the shipped one saw all rated tracks.",
         "",
         "## Agreement with listeners",
         "",
@@ -593,7 +593,8 @@ def card(manifest: dict[str, Any]) -> str:
     if crnn:
         lines += [
             "",
-            f"Genre (crnn, {crnn['tracks']} held-out tracks, by artist): accuracy {crnn['accuracy']:.3f}, top-3 {crnn['top_3']:.3f}.",
+            f"Genre (crnn, {crnn['tracks']} held-out tracks, by artist): accuracy {crnn['accuracy']:.3f}, "
+            f"top-3 {crnn['top_3']:.3f}.",
         ]
     lines += ["", "## Per label", ""]
     for family, entry in manifest["families"].items():

@@ -28,7 +28,7 @@ from typing import Any
 from annotate.corpora import Corpus, Track, scan
 from annotate.schema import columns_for, known_tracks, was_in_training, window_columns_for
 from annotate.store import Part, RunFolder, default_cache_folder, replace_atomically
-from annotate.worker import Done, Job, decoder_version, fail, finish, midi_path, prepare_windows, process
+from annotate.worker import Done, Job, Prepared, decoder_version, fail, finish, midi_path, prepare_windows, process
 from models import inference
 from models.bundle import FAMILIES, Bundle
 from models.bundle import load as load_bundle
@@ -223,7 +223,7 @@ def work(
     )
     with Progress(len(pending), options.progress) as progress:
         if networks_here:
-            work_in_workers(pending, job, jobs_of(options), progress)
+            work_in_workers(process, pending, job, jobs_of(options), progress.step, progress)
         else:
             work_in_main(pending, bundle, job, options, progress)
 
@@ -233,15 +233,23 @@ def jobs_of(options: RunOptions) -> int:
     return options.jobs or len(os.sched_getaffinity(0))
 
 
-def work_in_workers(pending: Sequence[Track], job: Job, jobs: int, progress: Progress) -> None:
-    """Give chunks of tracks to worker processes until each has a part.
+def work_in_workers(
+    function: Callable[[list[Track], Job], list[Any]],
+    pending: Sequence[Track],
+    job: Job,
+    jobs: int,
+    take: Callable[[Any], str],
+    progress: Progress,
+) -> None:
+    """Give chunks of tracks to worker processes until each has a result or is a failed row.
 
-    When a process dies, joblib gives up on all of them: the tracks that were in work then are suspects. Each is tried once
-    more, alone; one that kills its process again, or ran into the time-out, becomes a failed row. The rest goes on.
+    `take` receives each result and says which track it was. When a process dies, joblib gives up on all of them: the tracks that
+    were in work then are suspects. Each is tried once more, alone; one that kills its process again, or ran into the time-out,
+    becomes a failed row. The rest goes on.
     """
     remaining = list(pending)
     while remaining:
-        finished, suspects = run_chunks(list(chunks(remaining)), job, jobs, progress)
+        finished, suspects = run_chunks(function, list(chunks(remaining)), job, jobs, take)
         if suspects is None:
             return
         remaining = [track for track in remaining if track.track not in finished]
@@ -250,10 +258,10 @@ def work_in_workers(pending: Sequence[Track], job: Job, jobs: int, progress: Pro
             track = by_identity.get(mark["track"])
             if track is None:
                 continue
-            log.warning("a worker process died at %s, trying it again alone", track.track)
+            log.warning("a worker process died at %s", track.track, extra={"track": track.track})
             hung = mark["elapsed"] >= job.timeout_s
             if not hung:
-                done, again = run_chunks([[track]], job, 1, progress)
+                done, again = run_chunks(function, [[track]], job, 1, take)
                 hung = any(one["elapsed"] >= job.timeout_s for one in again or ())
                 if track.track in done:
                     remaining.remove(track)
@@ -268,18 +276,20 @@ def work_in_workers(pending: Sequence[Track], job: Job, jobs: int, progress: Pro
 
 
 def run_chunks(
-    plan: Sequence[list[Track]], job: Job, jobs: int, progress: Progress
+    function: Callable[[list[Track], Job], list[Any]],
+    plan: Sequence[list[Track]],
+    job: Job,
+    jobs: int,
+    take: Callable[[Any], str],
 ) -> tuple[set[str], list[dict[str, Any]] | None]:
-    """Run `process` on each chunk; the tracks that got a part, and, if a process died, the marks of what was in work."""
+    """Run a worker function on each chunk; the tracks that have a result, and, if a process died, the marks of what was in work."""
     marks = job.run_folder / "started"
     for stale in marks.glob("*.json"):
         stale.unlink()
     finished: set[str] = set()
     try:
-        for done in parallel(process, plan, job, jobs):
-            for one in done:
-                finished.add(one.track)
-                progress.step(one)
+        for results in parallel(function, plan, job, jobs):
+            finished.update(take(one) for one in results)
     except WorkersDied:
         ended = time.time()
         found = []
@@ -326,10 +336,15 @@ def work_in_main(pending: Sequence[Track], bundle: Bundle, job: Job, options: Ru
     predict = {
         family: inference.keras_predict(bundle, family) for family in job.families if bundle.families[family].weights is not None
     }
-    plan = list(chunks(pending))
     jobs = jobs_of(options)
-    for start in range(0, len(plan), 2 * jobs):
-        group = [one for done in parallel(prepare_windows, plan[start : start + 2 * jobs], job, jobs) for one in done]
+    for first in range(0, len(pending), 2 * jobs * CHUNK_TRACKS):  # bounds the windows that are held at a time
+        group: list[Prepared] = []
+
+        def take(one: Prepared, group: list[Prepared] = group) -> str:
+            group.append(one)
+            return one.track.track
+
+        work_in_workers(prepare_windows, pending[first : first + 2 * jobs * CHUNK_TRACKS], job, jobs, take, progress)
         started = time.monotonic()
         outputs = {}
         for family in inference.SPECTROGRAM_FAMILIES:
@@ -354,8 +369,8 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def step(self, one: Done) -> None:
-        """Count one track."""
+    def step(self, one: Done) -> str:
+        """Count one track, and say which it was."""
         self.done += 1
         self.audio_s += one.audio_s
         self.bar.update()
@@ -369,6 +384,7 @@ class Progress:
             self.reported = now
             left = (now - self.started) / self.done * (self.total - self.done)
             log.info("%d of %d tracks, %d failed, about %.0f s left", self.done, self.total, self.failed, left)
+        return one.track
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()

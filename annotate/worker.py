@@ -105,15 +105,19 @@ def process(tracks: Sequence[Track], job: Job) -> list[Done]:
     except Exception as error:
         if len(tracks) > 1:  # find out which one it was
             return [done for track in tracks for done in process([track], job)]
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        what = "not enough memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"
-        reason = f"unexpected error, please report it: {what} ({Path(place.filename).name}:{place.lineno})"
-        return [fail(tracks[0], reason, job)]
+        return [fail(tracks[0], unforeseen(error), job)]
 
 
-def fail(track: Track, reason: str, job: Job) -> Done:
-    """Write the part of a track that could not be annotated."""
-    row = {
+def unforeseen(error: Exception) -> str:
+    """Reason of a failed row that no check gave: the error, and where it came from."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    what = "not enough memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"
+    return f"unexpected error, please report it: {what} ({Path(place.filename).name}:{place.lineno})"
+
+
+def failed_row(track: Track, reason: str) -> dict[str, Any]:
+    """Row of a track that could not be annotated."""
+    return {
         "track": track.track,
         "track_key": track.track_key,
         "track_id": track.track_id,
@@ -122,7 +126,12 @@ def fail(track: Track, reason: str, job: Job) -> Done:
         "status": "failed",
         "error": reason,
     }
-    write_part(job.run_folder / "parts", Part(track.track, FileState(track.size, track.mtime_ns, None), "failed", row, []))
+
+
+def fail(track: Track, reason: str, job: Job) -> Done:
+    """Write the part of a track that could not be annotated."""
+    state = FileState(track.size, track.mtime_ns, None)
+    write_part(job.run_folder / "parts", Part(track.track, state, "failed", failed_row(track, reason), []))
     return Done(track.track, "failed", reason, 0.0, 0.0)
 
 
@@ -152,13 +161,20 @@ def prepare_windows(tracks: Sequence[Track], job: Job) -> list[Prepared]:
     with Watch(job) as watch:
         for track in tracks:
             watch.now(track)
-            one = prepare(track, job)
-            windows = {
-                family: list(inference.windows_of(bundle.families[family], one.signals))
-                for family in inference.SPECTROGRAM_FAMILIES
-                if family in job.families and one.signals
-            }
-            prepared.append(replace(one, signals={}, windows=windows))
+            try:
+                one = prepare(track, job)
+                windows = {
+                    family: list(inference.windows_of(bundle.families[family], one.signals))
+                    for family in inference.SPECTROGRAM_FAMILIES
+                    if family in job.families and one.signals
+                }
+            except (StoreError, BundleError):
+                raise
+            except Exception as error:
+                state = FileState(track.size, track.mtime_ns, None)
+                prepared.append(Prepared(track, state, failed_row(track, unforeseen(error))))
+            else:
+                prepared.append(replace(one, signals={}, windows=windows))
     return prepared
 
 
