@@ -60,12 +60,18 @@ SCORED = {
     "descriptors": (("desc_midlevel", "midlevel"), ("desc_film", "film"), ("desc_gems", "gems"), ("desc_va", "va")),
     "best": (("best_midlevel", "midlevel"), ("best_film", "film"), ("best_gems", "gems"), ("best_va", "va")),
 }
-# `best` is the plain mean of these, fixed beforehand: no weight was chosen by looking
+# `best` is a weighted mean of the descriptor model and one network, a single weight for all labels of a target
 BEST = {
     "midlevel": ("desc_midlevel", "midlevel"),
     "film": ("desc_film", "film"),
     "gems": ("desc_gems", "emotion"),
     "va": ("desc_va", "va"),
+}
+BEST_LABELS = {
+    "midlevel": MIDLEVEL.labels,
+    "film": FILM.labels,
+    "gems": GEMS.labels,
+    "va": ("valence_mean", "arousal_mean"),
 }
 
 
@@ -93,7 +99,7 @@ def write_bundle(rated: Rated, work: Path, out: Path, families: Sequence[str], *
         elif family == "descriptors" and family in families:
             entries[family] = _descriptor_entry(rated, work, temporary, reference)
         elif family == "best" and "descriptors" in families:
-            entries[family] = _best_entry(entries, predictions)
+            entries[family] = _best_entry(rated, entries, predictions)
         elif family == "notes":
             entries[family] = {
                 "architecture": "none",
@@ -419,47 +425,63 @@ def _descriptor_entry(rated: Rated, work: Path, folder: Path, reference: dict[st
     }
 
 
-def _best_components(entries: dict[str, Any]) -> dict[str, list[str]]:
-    """Column of `best` -> columns that it averages, of the families that the bundle holds."""
+def network_weight(rated: Array, plain: Array, network: Array) -> float:
+    """Weight in 0-1 of the network in ``(1 - w) · plain + w · network``, by least squares over tracks and z-scored labels."""
+    spread = rated.std(axis=0)
+    ahead, left = (network - plain) / spread, (rated - plain) / spread
+    power = float((ahead**2).sum())
+    return float(np.clip((ahead * left).sum() / power, 0.0, 1.0)) if power > 0 else 0.0
+
+
+def stack(rated: Array, plain: Array, network: Array, groups: Sequence[str]) -> tuple[Array, float]:
+    """Predictions of a stack whose weight never saw the track's group, shape (track, label), and the weight from all tracks."""
+    names = np.asarray(groups)
+    predicted = np.empty_like(plain)
+    for group in np.unique(names):
+        held = names == group
+        weight = network_weight(rated[~held], plain[~held], network[~held])
+        predicted[held] = (1 - weight) * plain[held] + weight * network[held]
+    return predicted, network_weight(rated, plain, network)
+
+
+def _best_entry(rated: Rated, entries: dict[str, Any], predictions: pd.DataFrame) -> dict[str, Any]:
+    """Fit the weight of each target on out-of-fold predictions, and add predictions of `best` that did not see it."""
     written = {column for entry in entries.values() for block in entry["outputs"] for column in block["columns"]}
-    components = {}
-    for target, prefixes in BEST.items():
-        labels = {"midlevel": MIDLEVEL.labels, "film": FILM.labels, "gems": GEMS.labels, "va": ("valence_mean", "arousal_mean")}[
-            target
-        ]
-        for label in labels:
-            held = [f"{prefix}_{label}" for prefix in prefixes if f"{prefix}_{label}" in written]
-            if held:
-                components[f"best_{target}_{label}"] = held
-    return components
-
-
-def _best_entry(entries: dict[str, Any], predictions: pd.DataFrame) -> dict[str, Any]:
-    components = _best_components(entries)
     ranges = {
         "midlevel": ("perceived {}", "rating 1-10", 1.0, 10.0),
         "film": ("film-music emotion {}", "rating 1-9", 1.0, 9.0),
         "gems": ("expected share of listeners who feel {}", "share", 0.0, 1.0),
         "va": ("{} as listeners would rate it", "rating 1-9", 1.0, 9.0),
     }
-    outputs = []
+    outputs, components, weights = [], {}, {}
     for target, (text, unit, low, high) in ranges.items():
-        columns = [column for column in components if column.startswith(f"best_{target}_")]
-        if columns:
-            outputs.append({"head": target, "columns": columns, "description": text, "unit": unit, "low": low, "high": high})
-    for column, parts in components.items():
-        if all(part in predictions for part in parts):
-            predictions[column] = predictions[parts].mean(axis=1, skipna=False)
+        labels = BEST_LABELS[target]
+        plain, network = ([f"{prefix}_{label}" for label in labels] for prefix in BEST[target])
+        if not set(plain) <= written:
+            continue
+        weight = 0.0
+        if set(network) <= written and set(network) <= set(predictions.columns):
+            people = rated.table[[f"{target}_{label}" for label in labels]].to_numpy(float)
+            values = [predictions[columns].to_numpy(float) for columns in (plain, network)]
+            rows = np.isfinite(people + values[0] + values[1]).all(axis=1)
+            groups = rated.table.loc[rows, "split_group"].tolist()
+            best, weight = stack(people[rows], values[0][rows], values[1][rows], groups)
+            predictions.loc[rows, [f"best_{target}_{label}" for label in labels]] = best
+        weights[target] = {"network": BEST[target][1], "weight": round(weight, 4)}
+        for label, ours, theirs in zip(labels, plain, network, strict=True):
+            shares = {ours: round(1 - weight, 4), theirs: round(weight, 4)} if weight > 0 else {ours: 1.0}
+            components[f"best_{target}_{label}"] = {"intercept": 0.0, "weights": shares}
+        columns = [f"best_{target}_{label}" for label in labels]
+        outputs.append({"head": target, "columns": columns, "description": text, "unit": unit, "low": low, "high": high})
     return {
-        "architecture": "plain mean of other columns",
+        "architecture": "weighted mean of the descriptor model and a network",
         "front_end": "other families",
         "spec": {},
         "pooling": "whole track",
         "outputs": outputs,
-        "components": {
-            column: {"intercept": 0.0, "weights": {part: 1 / len(parts) for part in parts}}
-            for column, parts in components.items()
-        },
+        "components": components,
+        "network_weights": weights,
+        "training": entries["descriptors"]["training"],
     }
 
 
@@ -567,7 +589,7 @@ def card(manifest: dict[str, Any]) -> str:
         "Trained and scored on "
         + ", ".join(f"{count} tracks of {corpus}" for corpus, count in manifest["tracks"].items())
         + f". Split: {manifest['split']}. Human ratings are the only truth; a score is over tracks that the scored model did "
-        "not see. A network is scored by a copy that was trained without the held-out fold; the shipped one saw all rated tracks.",
+        "not see. A network is scored by a copy that was trained without the held-out fold; the shipped one saw all of them.",
         "",
         "## Agreement with listeners",
         "",
@@ -596,6 +618,10 @@ def card(manifest: dict[str, Any]) -> str:
             f"Genre (crnn, {crnn['tracks']} held-out tracks, by artist): accuracy {crnn['accuracy']:.3f}, "
             f"top-3 {crnn['top_3']:.3f}.",
         ]
+    weights = manifest["families"].get("best", {}).get("network_weights", {})
+    if weights:
+        named = ", ".join(f"{target}: {one['network']} {one['weight']:.2f}" for target, one in weights.items())
+        lines += ["", f"Weight of the network in `best` (the rest is the descriptor model): {named}."]
     lines += ["", "## Per label", ""]
     for family, entry in manifest["families"].items():
         for name, table in entry.get("scores", {}).items():
@@ -615,11 +641,12 @@ def card(manifest: dict[str, Any]) -> str:
         "## What to know",
         "",
         "- The audio that these weights were trained on is for research use.",
-        "- `crnn` valence, arousal and dominance are learned from word norms of the emotion words that listeners chose. We know of "
-        "no human dominance ratings of music audio; that column is not validated against any.",
+        "- `crnn` valence, arousal and dominance are learned from word norms of the emotion words that listeners chose. We know "
+        "of no human dominance ratings of music audio; that column is not validated against any.",
         "- `probe` and `emotion` predict the share of listeners in Emotify's game, not an emotion that everyone feels.",
-        "- `best` is the plain mean of the descriptor model and a network, fixed beforehand. Its score is over tracks for which "
-        "both have a held-out prediction.",
+        "- `best` is a weighted mean of the descriptor model and a network; the one weight a target was fitted on held-out "
+        "predictions. Its score is over the tracks that both have a held-out prediction for, with a weight fitted on the other "
+        "artists or albums.",
         "- Music only. Solo piano, speech, noise, silence and very short clips were not evaluated.",
         "- Not for judging people, nor for any decision about a single listener.",
     ]

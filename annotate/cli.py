@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import shlex
 import signal
@@ -177,7 +178,13 @@ def run(audio: tuple[str, ...], **options: Any) -> None:
         from annotate.pipeline import RunOptions
         from annotate.pipeline import run as run_pipeline
 
-        models = tuple(name.strip() for name in options["models"].split(",") if name.strip()) if options["models"] else None
+        models = None
+        if options["models"] is not None:
+            models = tuple(name.strip() for name in options["models"].split(",") if name.strip())
+            if not models:
+                raise click.UsageError(f"--models {options['models']!r} names no family")
+        if math.isnan(options["timeout"]):
+            raise click.UsageError("--timeout nan must be a number of seconds")
         result = run_pipeline(
             RunOptions(
                 audio=audio,

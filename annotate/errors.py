@@ -7,4 +7,4 @@ from annotate.pipeline import RunError
 from annotate.store import RunLocked, RunRefused, StoreError
 
 USAGE: tuple[type[Exception], ...] = (FileNotFoundError,)  # exit 2
-FATAL: tuple[type[Exception], ...] = (NoAudioFound, RunError, RunLocked, RunRefused, StoreError, ValueError)  # exit 1
+FATAL: tuple[type[Exception], ...] = (NoAudioFound, RunError, RunLocked, RunRefused, StoreError, ValueError, OSError)  # exit 1

@@ -18,7 +18,7 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -97,10 +97,7 @@ def run(options: RunOptions) -> RunResult:
         Before anything is changed, each with one line that says what, where and what next.
     """
     out = options.out
-    if not out.parent.is_dir():
-        raise RunError(f"--out {out}: there is no folder {out.parent}; make it first")
-    if out.is_dir():
-        raise RunError(f"--out {out} is a folder, it must be a file name")
+    check_places(options)
     bundle = load_bundle(options.bundle)
     chosen = options.models or tuple(family for family in FAMILIES if family in bundle.families)
     families = inference.required(chosen, bundle)
@@ -116,20 +113,37 @@ def run(options: RunOptions) -> RunResult:
     if options.dry_run:
         before = RunFolder(out.with_name(f"{out.name}.run"))
         todo = list(corpus.tracks) if options.restart else pending_tracks(corpus, before, families, options)
-        log.info("dry run: %d tracks would be annotated, %d are done", len(todo), len(corpus.tracks) - len(todo))
-        return RunResult(len(corpus.tracks) - len(todo), 0, 0, written=False)
-    if out.exists():
-        held(out)
+        n_done = len(corpus.tracks) - len(todo)
+        log.info("dry run: %d tracks would be annotated, %d are done", len(todo[: options.limit]), n_done)
+        return RunResult(n_done, 0, 0, written=False)
     device = choose_device(options)
     fingerprint = fingerprint_of(bundle, families, exact=options.exact or device != "cpu")
     with RunFolder.open(out, fingerprint, restart=options.restart) as folder:
         pending = pending_tracks(corpus, folder, families, options)
-        if options.limit is not None:
-            pending = pending[: options.limit]
+        left = pending[len(pending) if options.limit is None else options.limit :]
+        pending = pending[: options.limit]
         if pending:
             log.info("%d of %d tracks to annotate, families %s", len(pending), len(corpus.tracks), ", ".join(families))
             work(pending, bundle, families, folder.folder, device, options)
-        return write(corpus, folder, bundle, chosen, device, options, new=len(pending))
+        outdated = {track.track for track in left if not is_unchanged(track, folder.read_part(track.track), options)}
+        return write(corpus, folder, bundle, chosen, device, options, new=len(pending), outdated=outdated)
+
+
+def check_places(options: RunOptions) -> None:
+    """Refuse places that cannot be written, or that hold what is none of ours, before anything is done."""
+    for name, path in (("--out", options.out), ("--windows", options.windows)):
+        if path is None:
+            continue
+        if not path.parent.is_dir():
+            raise RunError(f"{name} {path}: there is no folder {path.parent}; make it first")
+        if path.is_dir():
+            raise RunError(f"{name} {path} is a folder, it must be a file name")
+        if path.exists():
+            held(path, name)
+    if options.windows is not None and os.path.realpath(options.windows) == os.path.realpath(options.out):
+        raise RunError(f"--windows {options.windows} and --out are the same file; give each a name of its own")
+    if options.midi is not None and options.midi.exists() and not options.midi.is_dir():
+        raise RunError(f"--midi {options.midi} is not a folder")
 
 
 def fingerprint_of(bundle: Bundle, families: Sequence[str], *, exact: bool) -> dict[str, Any]:
@@ -170,19 +184,22 @@ def pending_tracks(corpus: Corpus, folder: RunFolder, families: Sequence[str], o
 
 def is_done(track: Track, part: Part | None, options: RunOptions, *, needs_windows: bool) -> bool:
     """Whether a part says all that this run wants to know of a track as it is now."""
-    if part is None:
-        return False
-    if options.verify and part.state.sha256 is not None:
-        unchanged = track.path.exists() and file_digest(track.path) == part.state.sha256
-    else:
-        unchanged = (part.state.size, part.state.mtime_ns) == (track.size, track.mtime_ns)
-    if not unchanged:
+    if part is None or not is_unchanged(track, part, options):
         return False
     if part.status == "failed":
         return not options.retry_failed
     if needs_windows and not part.windows:
         return False
     return options.midi is None or midi_path(options.midi, track).exists()
+
+
+def is_unchanged(track: Track, part: Part | None, options: RunOptions) -> bool:
+    """Whether a part speaks of the file as it is now."""
+    if part is None:
+        return False
+    if options.verify and part.state.sha256 is not None:
+        return track.path.exists() and file_digest(track.path) == part.state.sha256
+    return (part.state.size, part.state.mtime_ns) == (track.size, track.mtime_ns)
 
 
 def file_digest(path: Path) -> str:
@@ -282,7 +299,7 @@ def run_chunks(
     jobs: int,
     take: Callable[[Any], str],
 ) -> tuple[set[str], list[dict[str, Any]] | None]:
-    """Run a worker function on each chunk; the tracks that have a result, and, if a process died, the marks of what was in work."""
+    """Run a worker function on each chunk; the tracks with a result, and, if a process died, what was in work."""
     marks = job.run_folder / "started"
     for stale in marks.glob("*.json"):
         stale.unlink()
@@ -400,19 +417,20 @@ class Progress:
 
 
 def rows_of(
-    corpus: Corpus, folder: RunFolder, bundle: Bundle, columns: Sequence[Column], options: RunOptions
+    corpus: Corpus, folder: RunFolder, bundle: Bundle, columns: Sequence[Column], options: RunOptions, outdated: Set[str]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the table: scan order, then, with `--keep-missing`, tracks whose files are gone."""
+    """Rows of the table: scan order without `outdated`, then, with `--keep-missing`, tracks whose files are gone."""
     names = {column.name for column in columns}
     ratings = corpus.ratings.to_dict("index")
     known = known_tracks(bundle)
     present = set()
-    parts = (folder.read_part(track.track) for track in corpus.tracks)
+    parts = (folder.read_part(track.track) for track in corpus.tracks if track.track not in outdated)
     by_identity = {track.track: track for track in corpus.tracks}
 
     def missing() -> Iterator[Part]:
         if options.keep_missing:
-            yield from sorted((part for part in folder.parts() if part.track not in present), key=lambda part: part.track)
+            gone = (part for part in folder.parts() if part.track not in present and part.track not in outdated)
+            yield from sorted(gone, key=lambda part: part.track)
 
     for part in itertools.chain(parts, missing()):
         if part is None:
@@ -428,35 +446,37 @@ def rows_of(
 
 
 def write(
-    corpus: Corpus, folder: RunFolder, bundle: Bundle, families: Sequence[str], device: str, options: RunOptions, *, new: int
+    corpus: Corpus,
+    folder: RunFolder,
+    bundle: Bundle,
+    families: Sequence[str],
+    device: str,
+    options: RunOptions,
+    *,
+    new: int,
+    outdated: Set[str],
 ) -> RunResult:
     """Write the table from the parts; leaves it as it is when it holds the same rows already."""
     columns = columns_for(bundle, families, corpus)
     digest = hashlib.sha256(json.dumps([column.name for column in columns]).encode())
     rows = failed = 0
-    for row in rows_of(corpus, folder, bundle, columns, options):
+    for row in rows_of(corpus, folder, bundle, columns, options, outdated):
         digest.update(json.dumps(row, sort_keys=True, default=str).encode())
         rows += 1
         failed += row["status"] == "failed"
     contents = digest.hexdigest()
-    windows_there = options.windows is None or options.windows.exists()
-    if options.out.exists() and windows_there and held(options.out).get("contents_sha256") == contents:
+    tables = (options.out,) if options.windows is None else (options.out, options.windows)
+    if all(path.exists() and held(path).get("contents_sha256") == contents for path in tables):
         log.info("nothing to do: %s holds all %d tracks", options.out, rows)
         return RunResult(rows, new, failed, written=False)
     provenance = provenance_of(bundle, families, corpus, device, options) | {"contents_sha256": contents}
-    replace_atomically(
-        options.out,
-        lambda path: write_table(rows_of(corpus, folder, bundle, columns, options), columns, provenance, path),
-        kept=folder.folder,
-    )
-    log.info("%s: %d rows, %d of them failed", options.out, rows, failed)
     if options.windows is not None:
         window_columns = window_columns_for(bundle, families)
         names = {column.name for column in window_columns}
 
         def window_rows() -> Iterator[dict[str, Any]]:
             for track in corpus.tracks:
-                part = folder.read_part(track.track)
+                part = None if track.track in outdated else folder.read_part(track.track)
                 for row in part.windows if part else ():
                     if row["family"] in families:
                         yield {"track": track.track} | {name: value for name, value in row.items() if name in names}
@@ -464,15 +484,21 @@ def write(
         replace_atomically(
             options.windows, lambda path: write_table(window_rows(), window_columns, provenance, path), kept=folder.folder
         )
+    replace_atomically(
+        options.out,
+        lambda path: write_table(rows_of(corpus, folder, bundle, columns, options, outdated), columns, provenance, path),
+        kept=folder.folder,
+    )
+    log.info("%s: %d rows, %d of them failed", options.out, rows, failed)
     return RunResult(rows, new, failed, written=True)
 
 
-def held(table: Path) -> dict[str, Any]:
+def held(table: Path, option: str = "--out") -> dict[str, Any]:
     """Provenance of an existing table; a file that is none of ours is refused, not overwritten."""
     try:
         return read_provenance(table)
     except TableError as error:
-        raise RunError(f"--out {table} exists and is not an annotation table ({error}); choose another name") from None
+        raise RunError(f"{option} {table} exists and is not an annotation table ({error}); choose another name") from None
 
 
 def provenance_of(bundle: Bundle, families: Sequence[str], corpus: Corpus, device: str, options: RunOptions) -> dict[str, Any]:

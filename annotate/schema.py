@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from annotate.corpora import Corpus
-from models.bundle import Bundle, Family
+from models.bundle import FAMILIES, Bundle, Family
 from outputs.table import Column
 
 IDENTITY = (
@@ -105,7 +105,7 @@ def columns_for(bundle: Bundle, families: Sequence[str], corpus: Corpus) -> tupl
         Column(name, "int" if name == "rated_n" else "float", *corpus.rating_units[name], "ratings")
         for name in corpus.ratings.columns
     )
-    blocks = [family_columns(bundle.families[name]) for name in bundle.families if name in families]
+    blocks = [family_columns(bundle.families[name]) for name in FAMILIES if name in families]
     return (*IDENTITY, *rated, *(column for block in blocks for column in block))
 
 
@@ -119,8 +119,8 @@ def window_columns_for(bundle: Bundle, families: Sequence[str]) -> tuple[Column,
         Column("window", "int", "number of the window, from 0", None, 0.0, None, "scan"),
         Column("start_s", "float", "where the window starts", "s", 0.0, None, "scan"),
     ]
-    for name in bundle.families:
-        if name in families and name in SPECTROGRAM_FAMILIES:
+    for name in SPECTROGRAM_FAMILIES:
+        if name in families:
             columns += [
                 column
                 for column in family_columns(bundle.families[name])

@@ -1,12 +1,13 @@
 """What a worker process does with a few tracks: decode, extract, infer, write a part each.
 
 On a CPU everything happens here, with the bundle's ONNX graphs; TensorFlow is never imported. Where the main process runs the
-networks (`--exact`, a GPU), `prepare` is what happens here and `finish` what the main process does.
+networks (`--exact`, a GPU), `prepare_windows` is what happens here and `finish` what the main process does.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import hashlib
 import json
 import logging
 import os
@@ -23,13 +24,15 @@ from numpy.typing import NDArray
 
 from annotate.audio import AudioError, Decoded, decode
 from annotate.corpora import Track, read_tags
-from annotate.store import FeatureCache, FileState, Part, StoreError, cache_key, write_part
+from annotate.store import FeatureCache, FileState, Part, StoreError, cache_key, replace_atomically, write_part
 from models import inference
 from models.bundle import Bundle, BundleError, run_engine
 from models.bundle import load as load_bundle
 
 Array = NDArray[np.float32]
 log = logging.getLogger("annotate")
+
+MAX_NAME_BYTES = 255  # of a file name, on most file systems
 
 NOTE_COLUMNS = {
     "midi_note_density": "note_density",
@@ -111,7 +114,8 @@ def process(tracks: Sequence[Track], job: Job) -> list[Done]:
 def unforeseen(error: Exception) -> str:
     """Reason of a failed row that no check gave: the error, and where it came from."""
     place = traceback.extract_tb(error.__traceback__)[-1]
-    what = "not enough memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"
+    text = " ".join(str(error).split())[:300]
+    what = "not enough memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {text}"
     return f"unexpected error, please report it: {what} ({Path(place.filename).name}:{place.lineno})"
 
 
@@ -143,7 +147,8 @@ def _process(tracks: Sequence[Track], job: Job) -> list[Done]:
             watch.now(track)
             prepared.append(prepare(track, job))
         started = time.monotonic()
-        predict = {family: inference.onnx_predict(bundle, family) for family in job.families if bundle.families[family].engine}
+        networks = [family for family in job.families if bundle.families[family].weights is not None]
+        predict = {family: inference.onnx_predict(bundle, family) for family in networks}
         outputs = {}
         for family in inference.SPECTROGRAM_FAMILIES:
             if family in job.families:
@@ -202,7 +207,7 @@ def prepare(track: Track, job: Job) -> Prepared:
     }
     state = FileState(track.size, track.mtime_ns, None)
     bundle = _bundle(job.bundle)
-    rates = {22_050} if any(family in job.families for family in inference.NOTE_FAMILIES) else set()
+    rates = {22_050} if _needs_notes(job) else set()
     rates |= {
         inference.spec_of(bundle.families[family]).sample_rate
         for family in inference.SPECTROGRAM_FAMILIES
@@ -223,7 +228,7 @@ def prepare(track: Track, job: Job) -> Prepared:
     }
     warnings = [decoded.truncated] if decoded.truncated else []
     inputs: dict[str, Array] = {}
-    if any(family in job.families for family in inference.NOTE_FAMILIES):
+    if _needs_notes(job):
         inputs, note_row = _notes(track, decoded, job)
         row |= note_row
         if note_row["midi_n_notes"] == 0:
@@ -233,6 +238,10 @@ def prepare(track: Track, job: Job) -> Prepared:
         warnings.append(padded)
     row["warning"] = "; ".join(warnings) or None
     return Prepared(track, state, row, decoded.signals, inputs, seconds=time.monotonic() - started)
+
+
+def _needs_notes(job: Job) -> bool:
+    return job.midi is not None or any(family in job.families for family in inference.NOTE_FAMILIES)
 
 
 def _padded(bundle: Bundle, job: Job, decoded: Decoded) -> str | None:
@@ -283,15 +292,24 @@ def _notes(track: Track, decoded: Decoded, job: Job) -> tuple[dict[str, Array], 
     if job.midi is not None:
         path = midi_path(job.midi, track)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        to_midi(events).write(str(temporary))
-        os.replace(temporary, path)
+        replace_atomically(path, lambda temporary: to_midi(events).write(str(temporary)), kept=job.run_folder)
     return inputs, row
 
 
 def midi_path(folder: Path, track: Track) -> Path:
-    """Where `--midi` puts the transcription of a track: its identity, whole, so that no two tracks share a file."""
-    return folder / f"{track.track}.mid"
+    """Where `--midi` puts the transcription of a track: its identity, whole, so that no two tracks share a file.
+
+    A name that is too long for a file system ends in a digest instead.
+    """
+    *above, name = track.track.split("/")
+    return folder.joinpath(*(_short(part, "") for part in above), _short(name, ".mid"))
+
+
+def _short(name: str, suffix: str) -> str:
+    content = name.encode()
+    if len(content) + len(suffix) <= MAX_NAME_BYTES:
+        return name + suffix
+    return f"{content[:200].decode(errors='ignore')}-{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
 
 
 @lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import librosa
 import numpy as np
@@ -86,8 +87,8 @@ def _filters(spec: DescriptorSpec) -> tuple[Array, Array]:
 def frame_features(signal: Signal, spec: DescriptorSpec) -> tuple[Array, Array]:
     """Frame features, shape (frame, feature) in the order of `frame_names`, and chroma, shape (frame, 12).
 
-    Mel, MFCC and contrast in dB, centroid and roll-off in Hz, flatness 0-1, tonnetz -1..1, RMS of the Hann-windowed frame (.612 of the signal's), onset strength as
-    the half-wave rectified rise of the mel bands in dB a frame.
+    Mel, MFCC and contrast in dB, centroid and roll-off in Hz, flatness 0-1, tonnetz -1..1, RMS of the Hann-windowed frame (.612
+    of the signal's), onset strength as the half-wave rectified rise of the mel bands in dB a frame.
     """
     check_signal(signal)
     n_frames = 1 + len(signal) // spec.hop_length
@@ -138,7 +139,7 @@ def _valleys_and_peaks(magnitude: Array, spec: DescriptorSpec) -> tuple[Array, A
     frequencies = np.fft.rfftfreq(spec.n_fft, 1 / spec.sample_rate)
     edges = np.concatenate(([0.0], 200.0 * 2.0 ** np.arange(spec.contrast_bands + 1)))
     low, high = [], []
-    for band, (bottom, top) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for band, (bottom, top) in enumerate(pairwise(edges)):
         inside = np.flatnonzero((frequencies >= bottom) & (frequencies <= top))
         first = max(inside[0] - 1, 0) if band else inside[0]
         last = len(frequencies) - 1 if band == spec.contrast_bands else inside[-1]

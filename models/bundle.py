@@ -107,9 +107,8 @@ def find(name_or_path: str) -> Path:
     BundleError
         If there is no such bundle.
     """
-    if name_or_path == "default":
-        name_or_path = DEFAULT
-    for folder in (Path(name_or_path), BUILT_IN / name_or_path):
+    places = (BUILT_IN / DEFAULT,) if name_or_path == "default" else (Path(name_or_path), BUILT_IN / name_or_path)
+    for folder in places:
         if (folder / "bundle.json").is_file():
             return folder
     built_in = ", ".join(path.name for path in built_in_bundles()) or "none"
@@ -136,7 +135,7 @@ def load(name_or_path: str) -> Bundle:
     text = path.read_bytes()
     try:
         manifest = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not JSON: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
@@ -145,13 +144,13 @@ def load(name_or_path: str) -> Bundle:
         files: dict[str, str] = dict(manifest["files"])
         families = {name: _family(name, entry) for name, entry in manifest["families"].items()}
         name, version, licence = (str(manifest[key]) for key in ("name", "version", "licence"))
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, BundleError):
-            raise
         raise BundleError(f"{path}: {type(error).__name__} {error}: not a bundle's manifest") from None
     for file, digest in files.items():
         plain = PurePosixPath(file)
-        if plain.is_absolute() or ".." in plain.parts or "\\" in file or (folder / file).is_symlink():
+        if plain.is_absolute() or ".." in plain.parts or "\\" in file or _is_link(folder, plain):
             raise BundleError(f"{path}: file name {file!r} leads out of the bundle")
         if not (folder / file).is_file():
             raise BundleError(f"{folder}: {file} is missing")
@@ -202,6 +201,11 @@ def _family(name: str, entry: Mapping[str, Any]) -> Family:
         engine=entry.get("engine"),
         details={key: value for key, value in entry.items() if key not in known},
     )
+
+
+def _is_link(folder: Path, name: PurePosixPath) -> bool:
+    """Whether a file of the bundle, or a folder on the way to it, is a symbolic link."""
+    return any((folder / part).is_symlink() for part in (name, *name.parents) if part.parts)
 
 
 def _sha256(path: Path) -> str:

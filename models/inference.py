@@ -134,6 +134,9 @@ def network_columns(family: Family, outputs: Mapping[str, Array]) -> tuple[dict[
         if output.head not in outputs:
             continue
         values = outputs[output.head].astype(np.float64) * output.scale + output.offset
+        if values.shape[1] != len(output.columns):
+            count = f"{values.shape[1]} numbers for {len(output.columns)} columns"
+            raise BundleError(f"{family.name}: head {output.head!r} gives {count}")
         pooled = values.mean(axis=0)
         spread = values.std(axis=0, ddof=1) if n_windows > 1 else None
         for number, column in enumerate(output.columns):

@@ -211,3 +211,12 @@ def test_extreme_signals_give_finite_numbers(shape_of, duration_s):
 def test_bad_signals_are_refused(signal, message):
     with pytest.raises(ValueError, match=message):
         describe(signal, SPEC)
+
+
+def test_spectral_contrast_is_librosas_within_one_block():
+    spec = DescriptorSpec()
+    signal = (noise(3) * np.linspace(0.05, 1, 3 * RATE)).astype(np.float32)
+    rows = [name.startswith("contrast") for name in frame_names(spec)]
+    magnitude = np.abs(librosa.stft(signal, n_fft=spec.n_fft, hop_length=spec.hop_length))
+    expected = librosa.feature.spectral_contrast(S=magnitude, sr=RATE, n_bands=spec.contrast_bands)
+    np.testing.assert_allclose(frame_features(signal, spec)[0][:, rows].T, expected, atol=1e-3)

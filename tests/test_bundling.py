@@ -1,0 +1,92 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from annotate import bundling
+from annotate.bundling import network_weight, stack
+from annotate.schema import known_tracks, title_key, was_in_training
+from models import bundle
+
+
+@pytest.fixture
+def predictions():
+    rng = np.random.default_rng(0)
+    plain, network = rng.normal(5, 1, (40, 3)), rng.normal(5, 1, (40, 3))
+    return plain, network, [f"artist {k % 8}" for k in range(40)]
+
+
+def test_the_weight_of_the_network_is_found(predictions):
+    plain, network, _ = predictions
+    assert network_weight(0.7 * plain + 0.3 * network, plain, network) == pytest.approx(0.3)
+    assert network_weight(plain, plain, network) == 0.0
+    assert network_weight(network, plain, network) == 1.0
+    assert network_weight(2 * plain - network, plain, network) == 0.0  # a negative weight is none
+    assert network_weight(plain, plain, plain) == 0.0
+
+
+def test_a_stacked_prediction_never_saw_the_ratings_of_its_artist(predictions):
+    plain, network, groups = predictions
+    rng = np.random.default_rng(1)
+    rated = 0.6 * plain + 0.4 * network + rng.normal(0, 0.3, plain.shape)
+    before, _ = stack(rated, plain, network, groups)
+    held = np.array(groups) == "artist 3"
+    changed = np.where(held[:, None], rated[rng.permutation(40)], rated)
+    after, _ = stack(changed, plain, network, groups)
+    spread = rated.std(axis=0) / changed.std(axis=0)
+    np.testing.assert_allclose(spread, 1, atol=0.2)
+    np.testing.assert_array_equal(before[held], after[held])
+    assert np.abs(before[~held] - after[~held]).max() > 1e-6
+
+
+def test_the_built_in_bundle_names_its_training_tracks():
+    held = bundle.load("default")
+    known = known_tracks(held)
+    assert {"midlevel", "joint", "emotion", "probe", "crnn", "va", "descriptors"} <= set(known)
+    row = {"corpus": "emotify", "track_key": "1", "artist": None, "title": None, "audio_sha256": "x"}
+    assert "emotion" in was_in_training(row, known).split(",")
+    assert "midlevel" not in was_in_training(row, known).split(",")
+    assert was_in_training(row | {"corpus": "folder", "track_key": "emotify/1.mp3"}, known) == ""
+
+
+def test_a_training_track_is_known_by_its_title_elsewhere():
+    known = {"emotion": {"keys": frozenset({"emotify:1"}), "digests": frozenset({"abc"}), "titles": frozenset({"a b|c"})}}
+    row = {"corpus": "folder", "track_key": "x.mp3", "artist": " A  b", "title": "C", "audio_sha256": "d"}
+    assert was_in_training(row, known) == "emotion"
+    assert was_in_training(row | {"artist": None}, known) == ""
+    assert was_in_training(row | {"artist": None, "audio_sha256": "abc"}, known) == "emotion"
+    assert title_key("A", None) is None
+
+
+@pytest.mark.corpus
+def test_the_cards_scores_follow_from_the_bundles_own_predictions():
+    from pathlib import Path
+
+    from annotate.corpora import scan
+
+    data = Path(__file__).parents[2] / "shared" / "data"
+    if not data.is_dir():
+        pytest.skip("the rated music is not beside the checkout")
+    held = bundle.load("default")
+    predictions = pd.read_parquet(held.file("oof.parquet"))
+    checked = 0
+    for corpus, folder, prefix, family in (
+        ("soundtracks", "soundtracks", "desc_film", "descriptors"),
+        ("soundtracks", "soundtracks", "film", "joint"),
+        ("emotify", "emotify", "desc_gems", "descriptors"),
+        ("emotify", "emotify", "gems", "probe"),
+    ):
+        stated = held.families[family].details["scores"][f"{prefix} on {corpus}"]
+        rows = predictions[predictions["corpus"] == corpus].set_index("track_key")
+        rated = scan([data / folder]).ratings
+        for label, r in stated["r"].items():
+            both = pd.concat([rows[f"{prefix}_{label}"], rated[f"rated_{label}"]], axis=1, join="inner").dropna()
+            assert len(both) == stated["tracks"]
+            assert np.corrcoef(both.T)[0, 1] == pytest.approx(r, abs=6e-4)
+            checked += 1
+    assert checked == 8 + 8 + 9 + 9
+
+
+def test_a_published_bundle_is_never_overwritten(tmp_path):
+    (tmp_path / "bundle.json").write_text("{}")
+    with pytest.raises(ValueError, match="a published version never changes"):
+        bundling.write_bundle(None, tmp_path, tmp_path, (), name="x", version="1")
