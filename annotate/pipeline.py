@@ -311,7 +311,10 @@ def run_chunks(
         ended = time.time()
         found = []
         for path in sorted(marks.glob("*.json")):
-            mark = json.loads(path.read_text())
+            try:
+                mark = json.loads(path.read_text())
+            except (OSError, ValueError):  # its process was killed while it wrote the mark
+                continue
             found.append({"track": mark["track"], "elapsed": ended - mark["time"]})
         if not found and not finished:
             raise RunError("worker processes die before they start a track: is there memory for them? try --jobs 1") from None

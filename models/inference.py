@@ -48,7 +48,7 @@ def required(families: Iterable[str], bundle: Bundle) -> tuple[str, ...]:
     Raises
     ------
     BundleError
-        For a family that the bundle does not hold.
+        For a family that the bundle does not hold, or that cannot run without one that it does not hold.
     """
     from models.bundle import FAMILIES
 
@@ -57,6 +57,8 @@ def required(families: Iterable[str], bundle: Bundle) -> tuple[str, ...]:
         if family not in bundle.families:
             held = ", ".join(name for name in FAMILIES if name in bundle.families)
             raise BundleError(f"bundle {bundle.name!r} has no family {family!r}; it has {held}")
+        if family == "probe" and "midlevel" not in bundle.families:
+            raise BundleError(f"bundle {bundle.name!r}: probe reads midlevel, which the bundle does not hold")
         wanted |= {name for name in REQUIRES.get(family, ()) if name in bundle.families}
     return tuple(family for family in FAMILIES if family in wanted)
 

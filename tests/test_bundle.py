@@ -375,23 +375,24 @@ def test_infer_gives_each_track_its_own_windows(counts: list[int], size: int) ->
 def test_network_columns_by_hand() -> None:
     blocks = (output(("a", "b"), scale=10.0, offset=1.0, spread=True), output(("s", "t"), head="salience", thresholds=(0.4, 0.7)))
     outputs = {
-        "rating": np.array([[0.1, 0.5], [0.3, 0.5]], np.float32),
-        "salience": np.array([[0.3, 0.6], [0.6, 0.7]], np.float32),
+        "rating": np.array([[0.1, 0.5], [0.2, 0.5], [0.6, 0.5]], np.float32),
+        "salience": np.array([[0.3, 0.6], [0.6, 0.7], [0.6, 0.5]], np.float32),
     }
     track, windows = inference.network_columns(family(outputs=blocks), outputs)
     assert track == {
-        "a": pytest.approx(3.0),
-        "a_sd": pytest.approx(math.sqrt(2)),  # of 2 and 4, with n - 1
+        "a": pytest.approx(4.0),
+        "a_sd": pytest.approx(math.sqrt(7)),  # of 2, 3 and 7, with n - 1
         "b": pytest.approx(6.0),
         "b_sd": pytest.approx(0.0),
-        "s": pytest.approx(0.45),
+        "s": pytest.approx(0.5),
         "s_label": True,
-        "t": pytest.approx(0.65),
+        "t": pytest.approx(0.6),
         "t_label": False,
     }
     assert windows == [
         {"a": pytest.approx(2.0), "b": pytest.approx(6.0), "s": pytest.approx(0.3), "t": pytest.approx(0.6)},
-        {"a": pytest.approx(4.0), "b": pytest.approx(6.0), "s": pytest.approx(0.6), "t": pytest.approx(0.7)},
+        {"a": pytest.approx(3.0), "b": pytest.approx(6.0), "s": pytest.approx(0.6), "t": pytest.approx(0.7)},
+        {"a": pytest.approx(7.0), "b": pytest.approx(6.0), "s": pytest.approx(0.6), "t": pytest.approx(0.5)},
     ]
     one, _ = inference.network_columns(family(outputs=blocks), {head: values[:1] for head, values in outputs.items()})
     assert one["a_sd"] is None
@@ -452,9 +453,14 @@ def test_columns_follow_the_design(default: Bundle, demo_corpus: Path) -> None:
     assert list(dict.fromkeys(families)) == [name for name in FAMILIES if name in default.families]
     last_rating = max(number for number, column in enumerate(columns) if column.family == "ratings")
     assert 16 <= last_rating < next(number for number, column in enumerate(columns) if column.family in FAMILIES)
-    prefixes = {"midlevel": ("midlevel_", "salient_"), "probe": ("gems_",), "joint": ("film_", "joint_"), "emotion": ("emotion_",),
-                "va": ("va_",), "vaseq": ("vaseq_",), "crnn": ("crnn_", "genre"), "descriptors": ("desc_",), "best": ("best_",),
-                "notes": ("midi_",)}  # fmt: skip
+    prefixes = {
+        "midlevel": ("midlevel_", "salient_"),
+        "probe": ("gems_",),
+        "joint": ("film_", "joint_"),
+        "crnn": ("crnn_", "genre"),
+        "descriptors": ("desc_",),
+        "notes": ("midi_",),
+    } | {name: (f"{name}_",) for name in ("emotion", "va", "vaseq", "best")}
     for column in columns:
         if column.family in prefixes:
             assert column.name.startswith(prefixes[column.family])
@@ -514,7 +520,7 @@ def test_a_table_of_all_families(in_process: Invoke, default: Bundle, demo_corpu
         present = [value for value in values.to_pylist() if value is not None]
         if column.type == "float":
             assert all(math.isfinite(value) for value in present)
-        if column.type == "bool" or column.name.startswith(("midlevel_", "film_", "gems_")) and not column.name.endswith("_sd"):
+        if column.type == "bool" or (column.name.startswith(("midlevel_", "film_", "gems_")) and not column.name.endswith("_sd")):
             assert len(present) == 2
 
 
