@@ -7,9 +7,11 @@ folds.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -34,7 +36,8 @@ CALIBRATION_WINDOWS = 100
 AGREEMENT_WINDOWS = 80  # other windows than those of the calibration
 REFERENCE_WINDOWS = 2
 SALIENCE_THRESHOLD = 0.4  # founding document 000
-THRESHOLD_GRID = np.arange(0.05, 0.71, 0.01)
+THRESHOLD_GRID = np.arange(0.05, 0.71, 0.01)  # predicted shares seldom reach the document's .30-.70
+FEWEST_POSITIVES = 5
 LICENCE = "weights MIT; trained on audio and ratings that are for research use"
 FRONT_END = {"midlevel": "StftSpec", "joint": "LogFrequencySpec", "emotion": "MelMfccContrastSpec", "crnn": "MelSpec"}
 ARCHITECTURE = {
@@ -54,11 +57,11 @@ SCORED = {
     "joint": (("film", "film"), ("joint", "midlevel")),
     "probe": (("gems", "gems"),),
     "emotion": (("emotion", "gems"),),
-    "va": (("va", "va"),),
-    "vaseq": (("vaseq", "va"),),
+    "va": (("va", "va mean"), ("va", "va std")),
+    "vaseq": (("vaseq", "va mean"), ("vaseq", "va std")),
     "crnn": (("crnn", "vad"),),
-    "descriptors": (("desc_midlevel", "midlevel"), ("desc_film", "film"), ("desc_gems", "gems"), ("desc_va", "va")),
-    "best": (("best_midlevel", "midlevel"), ("best_film", "film"), ("best_gems", "gems"), ("best_va", "va")),
+    "descriptors": (("desc_midlevel", "midlevel"), ("desc_film", "film"), ("desc_gems", "gems"), ("desc_va", "va mean")),
+    "best": (("best_midlevel", "midlevel"), ("best_film", "film"), ("best_gems", "gems"), ("best_va", "va mean")),
 }
 # `best` is a weighted mean of the descriptor model and one network, a single weight for all labels of a target
 BEST = {
@@ -83,11 +86,20 @@ def write_bundle(rated: Rated, work: Path, out: Path, families: Sequence[str], *
     ValueError
         If `out` holds a bundle already: a published version never changes.
     """
-    if (out / "bundle.json").exists():
-        raise ValueError(f"{out} holds a bundle already: a published version never changes, choose another folder")
-    temporary = out.with_name(f"{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    check_out(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{out.name}.", dir=out.parent))
+    try:
+        _fill(temporary, rated, work, families, name=name, version=version)
+        bundles.load(str(temporary))
+        temporary.chmod(0o755)
+        os.replace(temporary, out)  # replaces an empty folder, nothing else
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _fill(temporary: Path, rated: Rated, work: Path, families: Sequence[str], *, name: str, version: str) -> None:
     predictions = out_of_fold(rated, work, families)
     reference: dict[str, Array] = {}
     entries: dict[str, Any] = {}
@@ -114,7 +126,7 @@ def write_bundle(rated: Rated, work: Path, out: Path, families: Sequence[str], *
     ceiling = _ceiling(rated)
     for family, entry in entries.items():
         entry["scores"] = {f"{prefix} on {corpus}": table for (owner, prefix, corpus), table in scores.items() if owner == family}
-    if "crnn" in entries:
+    if "crnn" in entries and f"genre_p_{GENRES.labels[0]}" in predictions:
         entries["crnn"]["genre"] = _genre_scores(rated, predictions)
     arrays: dict[str, Any] = dict(reference)
     np.savez_compressed(temporary / "reference.npz", **arrays)
@@ -136,27 +148,78 @@ def write_bundle(rated: Rated, work: Path, out: Path, families: Sequence[str], *
     }
     (temporary / "README.md").write_text(card(manifest), encoding="utf-8")
     bundles.write_manifest(temporary, manifest)
-    bundles.load(str(temporary))
-    if out.exists():
-        shutil.rmtree(out)
-    os.replace(temporary, out)
+
+
+def check_request(out: Path, work: Path) -> None:
+    """Refuse, before any training, what could not be finished.
+
+    Raises
+    ------
+    ValueError
+        If the extra `train` is not installed, `out` is taken, or the working folder lies in it.
+    """
+    missing = [package for package in ("onnx", "tf2onnx") if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ValueError(f"training needs {' and '.join(missing)}: install the extra 'train' (uv sync --extra train)")
+    if out.resolve() == work.resolve() or out.resolve() in work.resolve().parents:
+        raise ValueError(f"--work {work} lies in --out {out}: choose a folder outside of the bundle")
+    check_out(out)
+
+
+def check_out(out: Path) -> None:
+    """Refuse to write a bundle over anything.
+
+    Raises
+    ------
+    ValueError
+        If `out` exists and is not an empty folder.
+    """
+    if (out / "bundle.json").exists():
+        raise ValueError(f"{out} holds a bundle already: a published version never changes, choose another folder")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not an empty folder, choose another for the bundle")
 
 
 def _spec(name: str) -> Any:
     return next(spec for spec in training_data.SPECS if type(spec).__name__ == name)
 
 
+def _block(head: str, prefix: str, labels: Sequence[str], text: str, unit: str, low: float, high: float) -> dict[str, Any]:
+    """Describe columns ``prefix_label`` that read one head."""
+    columns = [f"{prefix}_{label}" for label in labels]
+    return {
+        "head": head,
+        "columns": columns,
+        "labels": list(labels),
+        "description": text,
+        "unit": unit,
+        "low": low,
+        "high": high,
+    }
+
+
+# unit, range and text of what the descriptor model and `best` predict
+RATINGS = {
+    "midlevel": ("perceived {}", "rating 1-10", 1.0, 10.0),
+    "film": ("film-music emotion {}", "rating 1-9", 1.0, 9.0),
+    "gems": ("expected share of listeners who feel {}", "share", 0.0, 1.0),
+    "va": ("{} of listeners' ratings", "rating 1-9", 1.0, 9.0),
+}
+
+
 def _outputs(family: str) -> list[dict[str, Any]]:
     def block(
         head: str, prefix: str, labels: Sequence[str], text: str, unit: str, low: float, high: float, **more: Any
     ) -> dict[str, Any]:
-        columns = [f"{prefix}_{label}" for label in labels]
-        return {"head": head, "columns": columns, "description": text, "unit": unit, "low": low, "high": high, **more}
+        return _block(head, prefix, labels, text, unit, low, high) | more
 
-    def va(prefix: str, head: str) -> list[dict[str, Any]]:
-        columns = [f"{prefix}_{label}" for label in training.VA]
-        text = "{} as listeners would rate it, from the transcription (std: spread between listeners)"
-        return [{"head": head, "columns": columns, "description": text, "unit": "rating 1-9", "low": 0.3, "high": 9.0}]
+    def va(prefix: str) -> list[dict[str, Any]]:
+        means = block(
+            "va", prefix, ("valence_mean", "arousal_mean"), "{} of listeners' ratings, from the notes", "rating 1-9", 1.0, 9.0
+        )
+        text = "{}: standard deviation between listeners, from the notes"
+        spreads = block("va", prefix, ("valence_std", "arousal_std"), text, "rating 1-9", 0.3, 3.0)
+        return [means | {"index": [0, 2]}, spreads | {"index": [1, 3]}]
 
     return {
         "midlevel": [
@@ -189,8 +252,8 @@ def _outputs(family: str) -> list[dict[str, Any]]:
             ),
         ],
         "emotion": [block("emotion", "emotion", GEMS.labels, "expected share of listeners who feel {}", "share", 0.0, 1.0)],
-        "va": va("va", "va"),
-        "vaseq": va("vaseq", "va"),
+        "va": va("va"),
+        "vaseq": va("vaseq"),
         "crnn": [
             block(
                 "reg_output",
@@ -352,15 +415,7 @@ def _small_inputs(rated: Rated, work: Path, family: str) -> Array:
 
 def _training_record(rated: Rated, work: Path, family: str) -> dict[str, Any]:
     """Which rated tracks a family learned from: ids by corpus, digests, artist and title."""
-    target = {
-        "midlevel": "midlevel",
-        "joint": "film",
-        "emotion": "gems",
-        "probe": "gems",
-        "crnn": "gems",
-        "va": "va",
-        "vaseq": "va",
-    }[family]
+    target = training.TARGET_OF[family]
     values = values_of(rated, target)
     known = np.asarray(np.isfinite(values[:, [0, 2]] if target == "va" else values).all(axis=1))
     record = _tracks_record(rated, known)
@@ -388,31 +443,15 @@ def _descriptor_entry(rated: Rated, work: Path, folder: Path, reference: dict[st
     outputs, engines, known = [], {}, np.zeros(len(rated.table), bool)
     inputs = training.descriptor_inputs(rated)[:: max(len(rated.table) // 8, 1)][:8]
     reference["descriptors/input"] = inputs
-    ranges = {
-        "midlevel": ("perceived {}", "rating 1-10", 1.0, 10.0),
-        "film": ("film-music emotion {}", "rating 1-9", 1.0, 9.0),
-        "gems": ("expected share of listeners who feel {}", "share", 0.0, 1.0),
-        "va": ("{} as listeners would rate it", "rating 1-9", 1.0, 9.0),
-    }
     for target in training.DESCRIPTOR_OUTPUTS:
         model = work / "descriptors" / target / "model.onnx"
         if not model.exists():
             continue
-        columns, targets = training.descriptor_targets(rated, target)
+        _, targets = training.descriptor_targets(rated, target)
         known |= np.isfinite(targets).all(axis=1)
         engines[target] = f"descriptors_{target}.onnx"
         shutil.copyfile(model, folder / engines[target])
-        text, unit, low, high = ranges[target]
-        outputs.append(
-            {
-                "head": target,
-                "columns": [f"desc_{c}" for c in columns],
-                "description": text,
-                "unit": unit,
-                "low": low,
-                "high": high,
-            }
-        )
+        outputs.append(_block(target, f"desc_{target}", BEST_LABELS[target], *RATINGS[target]))
         reference[f"descriptors/onnx/{target}"] = bundles.run_engine(folder / engines[target], inputs)["ratings"]
     return {
         "architecture": "ridge, RBF support-vector machine and extra-trees, averaged",
@@ -447,15 +486,8 @@ def stack(rated: Array, plain: Array, network: Array, groups: Sequence[str]) -> 
 def _best_entry(rated: Rated, entries: dict[str, Any], predictions: pd.DataFrame) -> dict[str, Any]:
     """Fit the weight of each target on out-of-fold predictions, and add predictions of `best` that did not see it."""
     written = {column for entry in entries.values() for block in entry["outputs"] for column in block["columns"]}
-    ranges = {
-        "midlevel": ("perceived {}", "rating 1-10", 1.0, 10.0),
-        "film": ("film-music emotion {}", "rating 1-9", 1.0, 9.0),
-        "gems": ("expected share of listeners who feel {}", "share", 0.0, 1.0),
-        "va": ("{} as listeners would rate it", "rating 1-9", 1.0, 9.0),
-    }
     outputs, components, weights = [], {}, {}
-    for target, (text, unit, low, high) in ranges.items():
-        labels = BEST_LABELS[target]
+    for target, labels in BEST_LABELS.items():
         plain, network = ([f"{prefix}_{label}" for label in labels] for prefix in BEST[target])
         if not set(plain) <= written:
             continue
@@ -471,8 +503,7 @@ def _best_entry(rated: Rated, entries: dict[str, Any], predictions: pd.DataFrame
         for label, ours, theirs in zip(labels, plain, network, strict=True):
             shares = {ours: round(1 - weight, 4), theirs: round(weight, 4)} if weight > 0 else {ours: 1.0}
             components[f"best_{target}_{label}"] = {"intercept": 0.0, "weights": shares}
-        columns = [f"best_{target}_{label}" for label in labels]
-        outputs.append({"head": target, "columns": columns, "description": text, "unit": unit, "low": low, "high": high})
+        outputs.append(_block(target, f"best_{target}", labels, *RATINGS[target]))
     return {
         "architecture": "weighted mean of the descriptor model and a network",
         "front_end": "other families",
@@ -509,12 +540,15 @@ def score(rated: Rated, predictions: pd.DataFrame) -> dict[tuple[str, str, str],
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for family, blocks in SCORED.items():
         for prefix, target in blocks:
-            names = [name.removeprefix(f"{target}_") for name in training.columns_of(target)]
+            kind, _, part = target.partition(" ")
+            names = [name.removeprefix(f"{kind}_") for name in training.columns_of(kind)]
+            if part:
+                names = [name for name in names if name.endswith(part)]
             labels = [label for label in names if f"{prefix}_{label}" in predictions]
             if not labels:
                 continue
             predicted = predictions[[f"{prefix}_{label}" for label in labels]].to_numpy(float)
-            people = rated.table.reindex(columns=[f"{target}_{label}" for label in labels]).to_numpy(float)
+            people = rated.table.reindex(columns=[f"{kind}_{label}" for label in labels]).to_numpy(float)
             for corpus in rated.table["corpus"].unique():
                 rows = rated.table["corpus"].eq(corpus).to_numpy()
                 held = [k for k in range(len(labels)) if np.isfinite(people[rows, k] + predicted[rows, k]).sum() >= 10]
@@ -528,32 +562,45 @@ def score(rated: Rated, predictions: pd.DataFrame) -> dict[tuple[str, str, str],
                     "tracks": int(keep.sum()),
                     "mean_r": round(float(overall.r), 3),
                     "mean_r_interval": [round(float(overall.r_low), 3), round(float(overall.r_high), 3)],
+                    "mean_r2": round(float(per_label["r2"].mean()), 3),
+                    "bias": {
+                        label: round(float(value), 3)
+                        for label, value in zip(kept_labels, (predicted - people)[keep][:, held].mean(axis=0), strict=True)
+                    },
                     "r": {str(label): round(float(r), 3) for label, r in per_label["r"].items()},
                 }
-                baseline = [f"desc_{target}_{label}" for label in kept_labels]
+                baseline = [f"desc_{kind}_{label}" for label in kept_labels]
                 if family not in ("descriptors", "crnn") and all(column in predictions for column in baseline):
                     plain = predictions[baseline].to_numpy(float)[keep]
                     if np.isfinite(plain).all():
                         entry["descriptor_baseline_mean_r"] = round(float(mean_r(people[keep][:, held], plain).r), 3)
-                found[family, prefix, corpus] = entry
+                found[family, f"{prefix} {part}".strip(), corpus] = entry
     return found
 
 
 def _set_emotion_thresholds(entry: dict[str, Any], rated: Rated, predictions: pd.DataFrame) -> None:
-    """Choose per-emotion thresholds by F1 on out-of-fold predictions; labels by the rule of founding document 003."""
+    """Choose per-emotion thresholds by F1 on out-of-fold predictions; labels by the rule of founding document 003.
+
+    Where fewer than `FEWEST_POSITIVES` held-out tracks have an emotion, F1 decides nothing: the label rule's own share is used.
+    """
     from outputs.metrics import best_thresholds
 
     shares = values_of(rated, "gems")
-    rows = np.isfinite(shares).all(axis=1) & predictions["emotion_amazement"].notna().to_numpy()
-    probability = predictions.loc[rows, [f"emotion_{label}" for label in GEMS.labels]].to_numpy(float)
     known = shares[np.isfinite(shares).all(axis=1)]
     cut = np.where(known.std(axis=0) > 0.2, np.median(known, axis=0), 0.4)
-    thresholds = best_thresholds(shares[rows] > cut, probability, THRESHOLD_GRID)
-    thresholds = np.where(np.isfinite(thresholds), thresholds, cut)
+    thresholds, positives = cut.copy(), np.zeros(len(cut), int)
+    columns = [f"emotion_{label}" for label in GEMS.labels]
+    if set(columns) <= set(predictions.columns):
+        probability = predictions[columns].to_numpy(float)
+        rows = np.isfinite(shares).all(axis=1) & np.isfinite(probability).all(axis=1)
+        positives = (shares[rows] > cut).sum(axis=0)
+        chosen = best_thresholds(shares[rows] > cut, probability[rows], THRESHOLD_GRID)
+        thresholds = np.where(positives >= FEWEST_POSITIVES, chosen, cut)
     entry["outputs"][0]["thresholds"] = [round(float(value), 3) for value in thresholds]
     entry["label_rule"] = {
         "share_above": [round(float(value), 3) for value in cut],
-        "chosen_on": "out-of-fold predictions, by F1",
+        "held_out_positives": positives.tolist(),
+        "chosen_by": f"F1 on out-of-fold predictions; with fewer than {FEWEST_POSITIVES} positives the share itself",
     }
 
 
@@ -593,11 +640,12 @@ def card(manifest: dict[str, Any]) -> str:
         "",
         "## Agreement with listeners",
         "",
-        "Mean Pearson r over the labels, 95 % bootstrap interval over tracks; beside it the descriptor model (descriptors + note "
+        "Mean Pearson r over the labels, 95 % bootstrap interval over tracks, and mean R² (1 - squared error / variance: what is "
+        "left when the level counts, too); beside r the descriptor model (descriptors + note "
         "features) out of its own ten grouped folds, on the same tracks.",
         "",
-        "| family | output | corpus | tracks | mean r | interval | descriptor model |",
-        "|---|---|---|---|---|---|---|",
+        "| family | output | corpus | tracks | mean r | interval | descriptor model | mean R² |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for family, entry in manifest["families"].items():
         for name, table in entry.get("scores", {}).items():
@@ -606,7 +654,7 @@ def card(manifest: dict[str, Any]) -> str:
             baseline = table.get("descriptor_baseline_mean_r")
             lines.append(
                 f"| {family} | {output} | {corpus} | {table['tracks']} | {table['mean_r']:.3f} | {low:.3f} to {high:.3f} | "
-                f"{'' if baseline is None else f'{baseline:.3f}'} |"
+                f"{'' if baseline is None else f'{baseline:.3f}'} | {table['mean_r2']:.3f} |"
             )
     if manifest.get("ceiling_gems"):
         values = list(manifest["ceiling_gems"].values())
@@ -622,10 +670,11 @@ def card(manifest: dict[str, Any]) -> str:
     if weights:
         named = ", ".join(f"{target}: {one['network']} {one['weight']:.2f}" for target, one in weights.items())
         lines += ["", f"Weight of the network in `best` (the rest is the descriptor model): {named}."]
-    lines += ["", "## Per label", ""]
+    lines += ["", "## Per label: r (mean error, in units of the rating)", ""]
     for family, entry in manifest["families"].items():
         for name, table in entry.get("scores", {}).items():
-            lines.append(f"- {family}, {name}: " + ", ".join(f"{label} {r:.2f}" for label, r in table["r"].items()))
+            labels = ", ".join(f"{label} {r:.2f} ({table['bias'][label]:+.2f})" for label, r in table["r"].items())
+            lines.append(f"- {family}, {name}: {labels}")
     lines += ["", "## CPU graphs", ""]
     for family, entry in manifest["families"].items():
         record = entry.get("engine_agreement")
@@ -643,6 +692,8 @@ def card(manifest: dict[str, Any]) -> str:
         "- The audio that these weights were trained on is for research use.",
         "- `crnn` valence, arousal and dominance are learned from word norms of the emotion words that listeners chose. We know "
         "of no human dominance ratings of music audio; that column is not validated against any.",
+        "- The scores of `probe` hold out its 7 to 9 map only: the mid-level network under it is the shipped one; it never saw "
+        "an Emotify rating but trained on these tracks with a teacher's mid-level ratings.",
         "- `probe` and `emotion` predict the share of listeners in Emotify's game, not an emotion that everyone feels.",
         "- `best` is a weighted mean of the descriptor model and a network; the one weight a target was fitted on held-out "
         "predictions. Its score is over the tracks that both have a held-out prediction for, with a weight fitted on the other "

@@ -155,7 +155,7 @@ def _terminate(*_: object) -> None:
 @click.option("--keep-missing", is_flag=True, help="Keep the rows of tracks whose files are gone.")
 @click.option("--verify", is_flag=True, help="Tell changed files by digest instead of size and time.")
 @click.option(
-    "--timeout", type=click.FloatRange(1), default=1800.0, show_default=True, metavar="S", help="Seconds a file may take."
+    "--timeout", type=click.FloatRange(1, 1e6), default=1800.0, show_default=True, metavar="S", help="Seconds a file may take."
 )
 @click.option("--restart", is_flag=True, help="Discard what an earlier run of this table has done.")
 @click.option("--deam-as-is", is_flag=True, help="Leave DEAM's exchanged valence and arousal of 2013 as the files have them.")
@@ -362,12 +362,14 @@ def train(
         unknown = [part for part in families if part not in TRAINED]
         if unknown:
             raise click.UsageError(f"unknown family {', '.join(unknown)}; choose from {', '.join(TRAINED)}, all")
-        from annotate.bundling import write_bundle
-        from annotate.training import gather
+        from annotate.bundling import check_request, write_bundle
+        from annotate.training import check_targets, gather
         from annotate.training import train as train_families
 
         place = work or out.with_name(f"{out.name}.work")
+        check_request(out, place)
         rated = gather(corpora, place, word_norms=word_norms, jobs=jobs)
+        check_targets(rated, families, place)
         train_families(rated, place, families, folds_run=folds_run, jobs=jobs)
         write_bundle(rated, place, out, families, name=name, version=bundle_version)
         click.echo(f"{out}: bundle {name} {bundle_version}")

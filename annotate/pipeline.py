@@ -25,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from annotate.corpora import Corpus, Track, scan
+from annotate.corpora import Corpus, Track, path_of, scan
 from annotate.schema import columns_for, known_tracks, was_in_training, window_columns_for
 from annotate.store import Part, RunFolder, default_cache_folder, replace_atomically
 from annotate.worker import Done, Job, Prepared, decoder_version, fail, finish, midi_path, prepare_windows, process
@@ -110,14 +110,18 @@ def run(options: RunOptions) -> RunResult:
     )
     for message in corpus.messages:
         log.info("%s", message)
+    device = choose_device(options)
+    fingerprint = fingerprint_of(bundle, families, exact=options.exact or device != "cpu")
     if options.dry_run:
         before = RunFolder(out.with_name(f"{out.name}.run"))
+        if before.folder.exists() and not options.restart and before.fingerprint() != fingerprint:
+            raise RunError(
+                f"{before.folder} was made with other models or another decoder: this run would be refused, see --restart"
+            )
         todo = list(corpus.tracks) if options.restart else pending_tracks(corpus, before, families, options)
         n_done = len(corpus.tracks) - len(todo)
         log.info("dry run: %d tracks would be annotated, %d are done", len(todo[: options.limit]), n_done)
         return RunResult(n_done, 0, 0, written=False)
-    device = choose_device(options)
-    fingerprint = fingerprint_of(bundle, families, exact=options.exact or device != "cpu")
     with RunFolder.open(out, fingerprint, restart=options.restart) as folder:
         pending = pending_tracks(corpus, folder, families, options)
         left = pending[len(pending) if options.limit is None else options.limit :]
@@ -151,9 +155,7 @@ def fingerprint_of(bundle: Bundle, families: Sequence[str], *, exact: bool) -> d
     return {
         "schema_version": SCHEMA_VERSION,
         "bundle": {"name": bundle.name, "version": bundle.version, "digest": bundle.digest},
-        "families": {
-            name: {"spec": dict(bundle.families[name].spec), "pooling": bundle.families[name].pooling} for name in families
-        },
+        "families": ", ".join(families),  # what they are, the bundle's digest says
         "engine": "keras float32" if exact else "onnx",
         "decoder": decoder_version(),
     }
@@ -198,7 +200,10 @@ def is_unchanged(track: Track, part: Part | None, options: RunOptions) -> bool:
     if part is None:
         return False
     if options.verify and part.state.sha256 is not None:
-        return track.path.exists() and file_digest(track.path) == part.state.sha256
+        try:
+            return file_digest(track.path) == part.state.sha256
+        except OSError:  # gone or unreadable: the worker says so in the track's row
+            return False
     return (part.state.size, part.state.mtime_ns) == (track.size, track.mtime_ns)
 
 
@@ -357,14 +362,16 @@ def work_in_main(pending: Sequence[Track], bundle: Bundle, job: Job, options: Ru
         family: inference.keras_predict(bundle, family) for family in job.families if bundle.families[family].weights is not None
     }
     jobs = jobs_of(options)
-    for first in range(0, len(pending), 2 * jobs * CHUNK_TRACKS):  # bounds the windows that are held at a time
+    plan = list(chunks(pending))
+    for first in range(0, len(plan), jobs):  # bounds the windows that are held at a time
         group: list[Prepared] = []
 
         def take(one: Prepared, group: list[Prepared] = group) -> str:
             group.append(one)
             return one.track.track
 
-        work_in_workers(prepare_windows, pending[first : first + 2 * jobs * CHUNK_TRACKS], job, jobs, take, progress)
+        some = [track for chunk in plan[first : first + jobs] for track in chunk]
+        work_in_workers(prepare_windows, some, job, jobs, take, progress)
         started = time.monotonic()
         outputs = {}
         for family in inference.SPECTROGRAM_FAMILIES:
@@ -432,7 +439,8 @@ def rows_of(
 
     def missing() -> Iterator[Part]:
         if options.keep_missing:
-            gone = (part for part in folder.parts() if part.track not in present and part.track not in outdated)
+            absent = (part for part in folder.parts() if part.track not in present and part.track not in outdated)
+            gone = (part for part in absent if not os.path.lexists(os.path.join(corpus.root, path_of(part.track))))
             yield from sorted(gone, key=lambda part: part.track)
 
     for part in itertools.chain(parts, missing()):
@@ -469,7 +477,7 @@ def write(
         failed += row["status"] == "failed"
     contents = digest.hexdigest()
     tables = (options.out,) if options.windows is None else (options.out, options.windows)
-    if all(path.exists() and held(path).get("contents_sha256") == contents for path in tables):
+    if not new and all(path.exists() and held(path).get("contents_sha256") == contents for path in tables):
         log.info("nothing to do: %s holds all %d tracks", options.out, rows)
         return RunResult(rows, new, failed, written=False)
     provenance = provenance_of(bundle, families, corpus, device, options) | {"contents_sha256": contents}

@@ -79,18 +79,18 @@ def family_columns(family: Family) -> tuple[Column, ...]:
     for output in family.outputs:
         if output.head == "class_output":
             continue
+        spreads: list[Column] = []
         labelled: list[Column] = []
-        for number, name in enumerate(output.columns):
-            label = name.removeprefix(family.name).removeprefix("_").replace("_", " ")
-            text = output.description.replace("{}", label)
+        for number, (name, label) in enumerate(zip(output.columns, output.labels, strict=True)):
+            text = output.description.replace("{}", label.replace("_", " "))
             columns.append(Column(name, "float", text, output.unit, output.low, output.high, family.name))
             if output.spread:
                 spread = f"standard deviation over the windows of: {text}; null with one window"
-                columns.append(Column(f"{name}_sd", "float", spread, output.unit, 0.0, output.high - output.low, family.name))
+                spreads.append(Column(f"{name}_sd", "float", spread, output.unit, 0.0, output.high - output.low, family.name))
             if output.thresholds is not None:
                 rule = f"{name} is at least {output.thresholds[number]:g}"
                 labelled.append(Column(f"{name}_label", "bool", rule, None, None, None, family.name))
-        columns += labelled
+        columns += spreads + labelled
     if "genres" in family.details:
         held = ", ".join(family.details["genres"])
         for rank, suffix in (("most", ""), ("second most", "_2"), ("third most", "_3")):

@@ -14,9 +14,11 @@ tracks that the fold trains on.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +135,12 @@ def _targets(corpus: str, table: pd.DataFrame, ratings: pd.DataFrame, word_norms
 
 def read_word_norms(path: Path) -> Array:
     """Valence, arousal and dominance (1-9) of the nine GEMS words, shape (9, 3), from a table of Warriner's norms."""
-    norms = pd.read_csv(path).rename(columns=str.strip).set_index("Word")[["V.Mean.Sum", "A.Mean.Sum", "D.Mean.Sum"]]
+    norms = pd.read_csv(path).rename(columns=str.strip)
+    wanted = ["Word", "V.Mean.Sum", "A.Mean.Sum", "D.Mean.Sum"]
+    lacking = [column for column in wanted if column not in norms]
+    if lacking:
+        raise ValueError(f"{path} lacks the columns {', '.join(lacking)} of Warriner's norms")
+    norms = norms.set_index("Word")[wanted[1:]]
     words = [{"solemnity": "solemn", "calmness": "calm", "joyful_activation": "joyful"}.get(w, w) for w in GEMS.labels]
     missing = [word for word in words if word not in norms.index]
     if missing:
@@ -156,6 +163,37 @@ def columns_of(target: str) -> list[str]:
 def values_of(rated: Rated, target: str) -> Array:
     """Targets, shape (track, label), NaN where a track or a corpus has none."""
     return rated.table.reindex(columns=columns_of(target)).to_numpy(np.float32)
+
+
+TARGET_OF = {
+    "midlevel": "midlevel",
+    "joint": "film",
+    "emotion": "gems",
+    "probe": "gems",
+    "crnn": "vad",
+    "va": "va",
+    "vaseq": "va",
+}
+
+
+def check_targets(rated: Rated, families: Sequence[str], work: Path) -> None:
+    """Refuse, before hours of training, families that the corpora have no ratings for.
+
+    Raises
+    ------
+    ValueError
+        Naming the family and what it lacks.
+    """
+    for family in families:
+        targets = [TARGET_OF[family]] if family in TARGET_OF else list(DESCRIPTOR_OUTPUTS)
+        if not any(np.isfinite(values_of(rated, target)[:, [0, 2]]).all(axis=1).any() for target in targets):
+            hint = "; Emotify needs --word-norms, a table of Warriner's norms" if family == "crnn" else ""
+            columns = ", ".join(columns_of(targets[0]))
+            raise ValueError(
+                f"no track of {', '.join(rated.table['corpus'].unique())} has what {family} learns ({columns}){hint}"
+            )
+    if "probe" in families and "midlevel" not in families and not (work / "midlevel" / "final" / "record.json").exists():
+        raise ValueError("the probe reads the mid-level network: train midlevel as well")
 
 
 def fold_of(rated: Rated, rows: NDArray[Any], folds: int) -> NDArray[Any]:
@@ -195,6 +233,39 @@ def _named(columns: Sequence[str], values: Array) -> dict[str, Any]:
     return {column: values[:, number] for number, column in enumerate(columns)}
 
 
+def stage_done(place: Path, rated: Rated, rows: NDArray[Any], targets: Array) -> bool:
+    """Whether a stage has been finished on just these tracks and ratings.
+
+    Raises
+    ------
+    ValueError
+        If it was finished on others.
+    """
+    path = place / "record.json"
+    if not path.exists():
+        return False
+    if json.loads(path.read_text())["tracks_sha256"] != tracks_digest(rated, rows, targets):
+        raise ValueError(f"{place} was trained on other tracks or ratings: choose another --work folder, or remove it")
+    return True
+
+
+def tracks_digest(rated: Rated, rows: NDArray[Any], targets: Array) -> str:
+    """Digest of the tracks, their ratings and the front ends that a stage learns from."""
+    digest = hashlib.sha256(training_data.specs_digest().encode())
+    digest.update("\n".join(rated.table["sha256"].iloc[rows]).encode())
+    digest.update(np.ascontiguousarray(targets[rows]).tobytes())
+    return digest.hexdigest()
+
+
+def finish_stage(place: Path, rated: Rated, rows: NDArray[Any], targets: Array) -> None:
+    """Say that a stage is finished: the last thing that is written, atomically."""
+    keys = rated.table.iloc[rows][["corpus", "track_key"]]
+    record = {"tracks_sha256": tracks_digest(rated, rows, targets), "trained_on": keys.to_numpy().tolist()}
+    temporary = place / "record.json.tmp"
+    temporary.write_text(json.dumps(record))
+    os.replace(temporary, place / "record.json")
+
+
 # --- the families -------------------------------------------------------------------------------------------------------------
 
 
@@ -219,7 +290,7 @@ def train_descriptors(rated: Rated, work: Path, *, folds_run: int, jobs: int) ->
         columns, targets = descriptor_targets(rated, target)
         place = work / "descriptors" / target
         rows = np.flatnonzero(np.isfinite(targets).all(axis=1))
-        if not len(rows) or (place / "model.onnx").exists():
+        if not len(rows) or stage_done(place, rated, rows, targets):
             continue
         numbers = fold_of(rated, rows, FOLDS)
         predicted = np.zeros((len(rows), len(columns)), np.float32)
@@ -230,6 +301,7 @@ def train_descriptors(rated: Rated, work: Path, *, folds_run: int, jobs: int) ->
         _save_predictions(place / "oof.parquet", rated, rows, numbers, _named([f"desc_{c}" for c in columns], predicted))
         final = descriptors.fit(inputs[rows], targets[rows], recipe)
         (place / "model.onnx").write_bytes(descriptors.to_onnx(final))
+        finish_stage(place, rated, rows, targets)
         print(f"descriptors: {target} done, {len(rows)} tracks", flush=True)
 
 
@@ -254,24 +326,23 @@ def train_network(rated: Rated, work: Path, family: str, *, folds_run: int, jobs
     }[family]
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
-    main_target = {"midlevel": "midlevel", "joint": "film", "emotion": "gems", "crnn": "vad"}[family]
-    rows = np.flatnonzero(np.isfinite(values_of(rated, main_target)).all(axis=1))
+    main_target = TARGET_OF[family]
+    targets = values_of(rated, main_target)
+    rows = np.flatnonzero(np.isfinite(targets).all(axis=1))
     if not len(rows):
         raise ValueError(f"no track has the ratings that {family} learns ({', '.join(columns_of(main_target))})")
     numbers = fold_of(rated, rows, NETWORK_FOLDS)
     for fold in [*range(min(folds_run, 1)), None, *range(1, folds_run)]:
         place = work / family / ("final" if fold is None else f"fold{fold}")
-        if (place / "model.keras").exists():
-            continue
         train = rows if fold is None else rows[numbers != fold]
+        if stage_done(place, rated, train, targets):
+            continue
         model = _train_network(rated, family, train, recipe, place, jobs)
         if fold is not None:
             test = rows[numbers == fold]
             _save_predictions(place / "oof.parquet", rated, test, fold, predict_network(rated, family, model, test))
         model.save(place / "model.keras")
-        (place / "record.json").write_text(
-            json.dumps({"recipe": asdict(recipe), "trained_on": rated.table.iloc[train]["track_key"].tolist()}, indent=1)
-        )
+        finish_stage(place, rated, train, targets)
 
 
 def _train_network(rated: Rated, family: str, train: NDArray[Any], recipe: Any, place: Path, jobs: int) -> Any:
@@ -281,7 +352,7 @@ def _train_network(rated: Rated, family: str, train: NDArray[Any], recipe: Any, 
         # human ratings of the training part, and every other corpus by a teacher that saw that part only
         human = np.zeros(len(rated.table), bool)
         human[train] = True
-        others = rated.table["corpus"].ne("soundtracks").to_numpy() & ~human
+        others = ~np.isfinite(values_of(rated, "midlevel" if family == "midlevel" else "film")).all(axis=1)
         rows = np.flatnonzero(human | others)
         weights = np.where(human[rows], 1.0, recipe.pseudo_weight).astype(np.float32)
         targets = {}
@@ -365,15 +436,16 @@ def train_notes(rated: Rated, work: Path, family: str, *, folds_run: int) -> Non
     numbers = fold_of(rated, rows, folds)
     for fold in [*range(folds if family == "va" else folds_run), None]:
         place = work / family / ("final" if fold is None else f"fold{fold}")
-        if (place / "model.keras").exists():
-            continue
         kept = rows if fold is None else rows[numbers != fold]
+        if stage_done(place, rated, kept, targets):
+            continue
         model = train(inputs[kept], targets[kept], recipe, place)
         if fold is not None:
             test = rows[numbers == fold]
             predicted = model.predict(np.nan_to_num(inputs[test]), verbose=0)["va"]
             _save_predictions(place / "oof.parquet", rated, test, fold, _named([f"{family}_{c}" for c in VA], predicted))
         model.save(place / "model.keras")
+        finish_stage(place, rated, kept, targets)
 
 
 def train_probe(rated: Rated, work: Path) -> None:
@@ -389,18 +461,20 @@ def train_probe(rated: Rated, work: Path) -> None:
     path = work / "midlevel" / "final" / "model.keras"
     if not path.exists():
         raise ValueError("the probe reads the mid-level network: train midlevel first")
-    if (place / "final" / "model.keras").exists():
+    if stage_done(place, rated, rows, values_of(rated, "gems")):
         return
     salience_file = place / "salience.npy"
     place.mkdir(parents=True, exist_ok=True)
-    if not salience_file.exists():
+    if not salience_file.exists() or salience_file.stat().st_mtime < path.stat().st_mtime:
         with networks.policy("mixed_bfloat16"):
             from models import midlevel
 
             network = midlevel.build()
         network.set_weights(keras.saving.load_model(path, compile=False).get_weights())
         columns = predict_network(rated, "midlevel", network, rows)
-        np.save(salience_file, np.stack([columns[f"salient_{label}"] for label in MIDLEVEL.labels], axis=1))
+        temporary = place / "salience.tmp.npy"
+        np.save(temporary, np.stack([columns[f"salient_{label}"] for label in MIDLEVEL.labels], axis=1))
+        os.replace(temporary, salience_file)
     salience, shares = np.load(salience_file), values_of(rated, "gems")[rows]
     numbers = fold_of(rated, rows, FOLDS)
     predicted = np.zeros_like(shares)
@@ -410,6 +484,7 @@ def train_probe(rated: Rated, work: Path) -> None:
     _save_predictions(place / "oof.parquet", rated, rows, numbers, _named(columns_of("gems"), predicted))
     (place / "final").mkdir(exist_ok=True)
     networks.fit_probe(salience, shares).save(place / "final" / "model.keras")
+    finish_stage(place, rated, rows, values_of(rated, "gems"))
 
 
 def train(rated: Rated, work: Path, families: Sequence[str], *, folds_run: int, jobs: int) -> None:

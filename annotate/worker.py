@@ -256,14 +256,14 @@ def _padded(bundle: Bundle, job: Job, decoded: Decoded) -> str | None:
 
 def _notes(track: Track, decoded: Decoded, job: Job) -> tuple[dict[str, Array], dict[str, Any]]:
     """Note events, statistics, sequence and descriptors of a track: from the cache, or computed and cached."""
-    from features.descriptors import DescriptorSpec, describe
+    from features.descriptors import describe
     from features.notes import NOTE_STATISTICS, note_features, note_sequence, note_statistics, to_midi
-    from features.transcription import NoteEvents, TranscriptionSpec, transcribe
+    from features.transcription import NoteEvents, transcribe
 
     signal = decoded.signals[22_050]
     cache = _cache(job.cache, job.cache_bytes) if job.cache else None
-    events = None
-    spec = TranscriptionSpec()
+    bundle = _bundle(job.bundle)
+    spec = inference.spec_of(bundle.families["notes"])
     key = cache_key(decoded.sha256, {"transcription": asdict(spec)}, decoder_version())
     stored = cache.get(key) if cache else None
     if stored is not None:
@@ -277,7 +277,7 @@ def _notes(track: Track, decoded: Decoded, job: Job) -> tuple[dict[str, Array], 
     if "vaseq" in job.families:
         inputs["vaseq"] = note_sequence(events)
     if "descriptors" in job.families:
-        descriptor_spec = DescriptorSpec()
+        descriptor_spec = inference.spec_of(bundle.families["descriptors"])
         key = cache_key(decoded.sha256, {"descriptors": asdict(descriptor_spec)}, decoder_version())
         stored = cache.get(key) if cache else None
         if stored is None:
@@ -354,7 +354,8 @@ def finish(
                 for output in family.outputs:
                     path = bundle.file(family.details["engines"][output.head])
                     values = run_engine(path, one.inputs[name][None])["ratings"][0]
-                    row |= dict(zip(output.columns, (float(value) for value in values), strict=True))
+                    scaled = inference.within_scale(output, [float(value) for value in values])
+                    row |= dict(zip(output.columns, scaled, strict=True))
             elif name == "best":
                 row |= inference.best_columns(family, row)
     write_part(job.run_folder / "parts", Part(one.track.track, one.state, row["status"], row, window_rows))
@@ -362,11 +363,16 @@ def finish(
 
 
 class Watch:
-    """Leaves a mark of the track at hand, so that a worker's death can be laid to it, and ends a process that hangs."""
+    """Leaves a mark of the track at hand, so that a worker's death can be laid to it, and ends a process that hangs.
+
+    The time-out is a track's own: what it took in earlier stages counts.
+    """
 
     def __init__(self, job: Job) -> None:
         self.timeout_s = job.timeout_s
         self.path = job.run_folder / "started" / f"{os.getpid()}.json"
+        self.used: dict[str, float] = {}  # seconds, by track
+        self.current: tuple[str, float] | None = None  # track, when its present stage began
 
     def __enter__(self) -> Watch:
         self.path.parent.mkdir(exist_ok=True)
@@ -374,9 +380,20 @@ class Watch:
         return self
 
     def now(self, track: Track) -> None:
-        """Say that `track` is being worked on from here, and start its clock."""
-        self.path.write_text(json.dumps({"track": track.track, "pid": os.getpid(), "time": time.time()}))
-        faulthandler.dump_traceback_later(self.timeout_s, exit=True, file=self.sink)
+        """Say that `track` is being worked on from here, and let its clock run on."""
+        self._stop_clock()
+        used = self.used.get(track.track, 0.0)
+        self.current = (track.track, time.monotonic())
+        mark = {"track": track.track, "pid": os.getpid(), "since": time.time() - used}
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(mark))
+        os.replace(temporary, self.path)  # the process may be killed at any instant
+        faulthandler.dump_traceback_later(max(self.timeout_s - used, 0.1), exit=True, file=self.sink)
+
+    def _stop_clock(self) -> None:
+        if self.current is not None:
+            track, began = self.current
+            self.used[track] = self.used.get(track, 0.0) + time.monotonic() - began
 
     def __exit__(self, *_: object) -> None:
         faulthandler.cancel_dump_traceback_later()

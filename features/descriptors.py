@@ -34,6 +34,7 @@ AMIN = 1e-10  # power floor of decibels
 class DescriptorSpec:
     """Front end of the descriptor model: 535 numbers a track."""
 
+    version: int = 1  # of the code: raised whenever it changes a result
     sample_rate: int = 22_050  # Hz
     n_fft: int = 2_048  # samples, Hann, centred, zeros beyond the ends
     hop_length: int = 1_024  # samples

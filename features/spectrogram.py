@@ -31,6 +31,7 @@ Array = NDArray[np.float32]
 class StftSpec:
     """Decibel STFT of the mid-level network: 15-s windows of 256 bins × 1292 frames."""
 
+    version: int = 1  # of the code: raised whenever it changes a result
     sample_rate: int = 22_050  # Hz
     window_length: int = 330_750  # samples: 15 s
     n_fft: int = 512  # samples, Hann
@@ -50,6 +51,7 @@ class StftSpec:
 class LogFrequencySpec:
     """Logarithmic-frequency spectrogram of the film-emotion networks: 10-s windows of 313 frames × 149 bands."""
 
+    version: int = 1  # of the code: raised whenever it changes a result
     sample_rate: int = 22_050  # Hz
     window_length: int = 220_500  # samples: 10 s
     frame_length: int = 2_048  # samples, Hann
@@ -66,6 +68,7 @@ class LogFrequencySpec:
 class MelSpec:
     """Mel spectrogram of the CRNN: 5-s chunks of 128 bands × 216 frames, z-scored, padded to 300 frames."""
 
+    version: int = 1  # of the code: raised whenever it changes a result
     sample_rate: int = 22_050  # Hz
     window_length: int = 110_250  # samples: 5 s
     n_fft: int = 2_048  # samples, Hann, centred
@@ -79,6 +82,7 @@ class MelSpec:
 class MelMfccContrastSpec:
     """Log-mel, MFCC and spectral contrast of the emotion CNN: 3-s segments of 155 rows × 259 frames."""
 
+    version: int = 1  # of the code: raised whenever it changes a result
     sample_rate: int = 44_100  # Hz
     window_length: int = 132_300  # samples: 3 s
     n_fft: int = 2_048  # samples, Hann, centred

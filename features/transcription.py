@@ -54,6 +54,7 @@ class TranscriptionSpec:
         If a setting lies outside its range; the message gives the value and the rule.
     """
 
+    version: int = 1  # of the code, here and in features.notes: raised whenever it changes a result
     sample_rate: int = SAMPLE_RATE  # Hz; the model knows no other
     onset_threshold: float = 0.5  # posterior, 0-1: least onset posterior that starts a note
     frame_threshold: float = 0.3  # posterior, 0-1: least frame posterior that keeps a note on

@@ -47,6 +47,8 @@ class Output:
 
     head: str  # output of the network
     columns: tuple[str, ...]
+    labels: tuple[str, ...]  # of each column, for its description
+    index: tuple[int, ...]  # of each column in the head
     description: str  # with {} for the label
     unit: str
     low: float
@@ -173,10 +175,18 @@ def _family(name: str, entry: Mapping[str, Any]) -> Family:
         thresholds = block.get("thresholds")
         if thresholds is not None and len(thresholds) != len(columns):
             raise BundleError(f"{name}: {len(thresholds)} thresholds for {len(columns)} columns of head {block['head']!r}")
+        labels = tuple(block.get("labels", columns))
+        index = tuple(int(place) for place in block.get("index", range(len(columns))))
+        if not len(labels) == len(index) == len(columns):
+            raise BundleError(
+                f"{name}: {len(labels)} labels and {len(index)} places for {len(columns)} columns of {block['head']!r}"
+            )
         outputs.append(
             Output(
                 head=block["head"],
                 columns=columns,
+                labels=labels,
+                index=index,
                 description=block["description"],
                 unit=block["unit"],
                 low=float(block["low"]),
@@ -281,7 +291,10 @@ def load_network(bundle: Bundle, name: str) -> Any:
             (k for k, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), min(len(expected), len(found))
         )
         raise BundleError(f"{bundle.folder}: {family.weights} differs from the graph of {name} at weight {number}")
-    heads = {output.head: len(output.columns) for output in family.outputs if output.head in graph.output}
+    heads: dict[str, int] = {}
+    for output in family.outputs:
+        if output.head in graph.output:
+            heads[output.head] = max(heads.get(output.head, 0), 1 + max(output.index))
     for head, count in heads.items():
         if graph.output[head].shape[-1] != count:
             raise BundleError(f"{name}: head {head!r} gives {graph.output[head].shape[-1]} numbers for {count} columns")

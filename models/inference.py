@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from features.descriptors import DescriptorSpec
 from features.spectrogram import (
     LogFrequencySpec,
     MelMfccContrastSpec,
@@ -22,7 +23,8 @@ from features.spectrogram import (
     mel_windows,
     stft_windows,
 )
-from models.bundle import Bundle, BundleError, Family, load_network, run_engine
+from features.transcription import TranscriptionSpec
+from models.bundle import Bundle, BundleError, Family, Output, load_network, run_engine
 
 Array = NDArray[np.float32]
 Predict = Callable[[Array], Mapping[str, Array]]
@@ -33,6 +35,7 @@ FRONT_ENDS: dict[str, tuple[type[Any], Callable[[Array, Any], Iterator[Array]]]]
     "MelSpec": (MelSpec, mel_windows),
     "MelMfccContrastSpec": (MelMfccContrastSpec, mel_mfcc_contrast_windows),
 }
+TRACK_SPECS: dict[str, type[Any]] = {"TranscriptionSpec": TranscriptionSpec, "DescriptorSpec": DescriptorSpec}
 SPECTROGRAM_FAMILIES = ("midlevel", "joint", "emotion", "crnn")
 REQUIRES: dict[str, tuple[str, ...]] = {
     "probe": ("midlevel",),
@@ -64,20 +67,24 @@ def required(families: Iterable[str], bundle: Bundle) -> tuple[str, ...]:
 
 
 def spec_of(family: Family) -> Any:
-    """Front-end spec of a spectrogram network, as its bundle states it.
+    """Front-end spec of a family, as its bundle states it.
 
     Raises
     ------
     BundleError
-        For a front end that is not ours, or fields that it does not have.
+        For a front end that is not ours, fields that it does not have, or another version of its code.
     """
-    if family.front_end not in FRONT_ENDS:
+    known = {name: spec for name, (spec, _) in FRONT_ENDS.items()} | TRACK_SPECS
+    if family.front_end not in known:
         raise BundleError(f"{family.name}: unknown front end {family.front_end!r}")
-    spec, _ = FRONT_ENDS[family.front_end]
     try:
-        return spec(**family.spec)
+        spec = known[family.front_end](**family.spec)
     except TypeError as error:
         raise BundleError(f"{family.name}: spec of {family.front_end}: {error}") from None
+    current = known[family.front_end]().version
+    if spec.version != current:
+        raise BundleError(f"{family.name}: needs version {spec.version} of {family.front_end}, this program computes {current}")
+    return spec
 
 
 def windows_of(family: Family, signals: Mapping[int, Array]) -> Iterator[Array]:
@@ -97,6 +104,12 @@ def onnx_predict(bundle: Bundle, family: str) -> Predict:
 
 def keras_predict(bundle: Bundle, family: str) -> Predict:
     """Predict with a family's Keras model in float32, on whatever device Keras's backend uses."""
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow
+
+        tensorflow.config.experimental.enable_tensor_float_32_execution(False)  # float32 means float32 on a GPU, too
     network = load_network(bundle, family)
     return lambda batch: {head: np.asarray(values) for head, values in network.predict_on_batch(batch).items()}
 
@@ -135,10 +148,11 @@ def network_columns(family: Family, outputs: Mapping[str, Array]) -> tuple[dict[
     for output in family.outputs:
         if output.head not in outputs:
             continue
-        values = outputs[output.head].astype(np.float64) * output.scale + output.offset
-        if values.shape[1] != len(output.columns):
-            count = f"{values.shape[1]} numbers for {len(output.columns)} columns"
+        needed = 1 + max(place for block in family.outputs if block.head == output.head for place in block.index)
+        if outputs[output.head].shape[1] != needed:
+            count = f"{outputs[output.head].shape[1]} numbers for {needed} columns"
             raise BundleError(f"{family.name}: head {output.head!r} gives {count}")
+        values = outputs[output.head][:, output.index].astype(np.float64) * output.scale + output.offset
         pooled = values.mean(axis=0)
         spread = values.std(axis=0, ddof=1) if n_windows > 1 else None
         for number, column in enumerate(output.columns):
@@ -181,6 +195,13 @@ def probe_columns(family: Family, predict: Predict, track: Mapping[str, Any], sa
     """The probe's columns from a track's pooled salience."""
     inputs = np.array([[track[column] for column in salience]], np.float32)
     return network_columns(family, predict(inputs))[0]
+
+
+def within_scale(output: Output, values: Sequence[float]) -> list[float]:
+    """Limit shares and probabilities to 0-1, which a regression may leave; ratings stay as they are."""
+    if output.unit in ("share", "probability"):
+        return [min(max(value, output.low), output.high) for value in values]
+    return list(values)
 
 
 def best_columns(family: Family, track: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ killed goes on and has the same history.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -209,7 +210,7 @@ def fit(model: Any, heads: Mapping[str, Head], examples: Examples, recipe: Recip
     import keras
 
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder / "recipe.json", recipe)
+    _claim(folder / "recipe.json", recipe, examples)
     targets = {
         name: examples.targets[name]
         if head.mean is None or head.spread is None
@@ -252,28 +253,36 @@ def fit(model: Any, heads: Mapping[str, Head], examples: Examples, recipe: Recip
 
 
 def recalibrate(model: Any, examples: Examples, recipe: Recipe) -> None:
-    """Set the batch-norm statistics to the plain average over training-mode forward passes of the finished weights."""
+    """Set the batch-norm statistics to the plain average over training-mode forward passes of the finished weights.
+
+    The passes see what inference sees: crops without masks, gain or mixing, and no dropout. Statistics that were taken with
+    dropout on belong to another network, and shift its ratings by a point and more.
+    """
     import keras
 
     normalizations = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    momenta = [layer.momentum for layer in normalizations]
+    dropouts = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
+    momenta, rates = [layer.momentum for layer in normalizations], [layer.rate for layer in dropouts]
+    clean = replace(recipe, time_masks=0, frequency_masks=0, gain_db=0.0, roll_bins=0, mixup_alpha=0.0)
+    for layer in dropouts:
+        layer.rate = 0.0
     done = 0
     epoch = recipe.epochs
     while normalizations and done < recipe.recalibration_batches:
-        inputs, _, _ = draw_epoch(examples, recipe, epoch)
-        for start in range(0, len(inputs) - recipe.batch_size + 1, recipe.batch_size):
+        inputs, _, _ = draw_epoch(examples, clean, epoch)
+        size = min(recipe.batch_size, len(inputs))
+        for start in range(0, len(inputs) - size + 1, size):
             for layer in normalizations:
                 layer.momentum = done / (done + 1)  # a running mean of all passes so far
-            model(inputs[start : start + recipe.batch_size], training=True)
+            model(inputs[start : start + size], training=True)
             done += 1
             if done == recipe.recalibration_batches:
-                break
-        else:
-            if len(inputs) < recipe.batch_size:
                 break
         epoch += 1
     for layer, momentum in zip(normalizations, momenta, strict=True):
         layer.momentum = momentum
+    for layer, rate in zip(dropouts, rates, strict=True):
+        layer.rate = rate
 
 
 def fold_input_scale(convolution: Any, *, mean: float, spread: float) -> None:
@@ -296,10 +305,16 @@ def rescale_input(dense: Any, *, mean: Array, spread: Array) -> None:
     dense.set_weights([kernel, bias - mean @ kernel])
 
 
-def _claim(path: Path, recipe: Recipe) -> None:
-    text = json.dumps(asdict(recipe), indent=1, sort_keys=True)
+def _claim(path: Path, recipe: Recipe, examples: Examples) -> None:
+    digest = hashlib.sha256(np.ascontiguousarray(examples.weights).tobytes())
+    for head, values in sorted(examples.targets.items()):
+        digest.update(head.encode() + np.ascontiguousarray(values).tobytes())
+    claim = {"recipe": asdict(recipe), "tracks": len(examples.arrays), "targets_sha256": digest.hexdigest()}
+    text = json.dumps(claim, indent=1, sort_keys=True)
     if path.exists() and path.read_text() != text:
-        raise ValueError(f"{path.parent} holds the checkpoint of another recipe: choose another folder or remove it")
+        raise ValueError(
+            f"{path.parent} holds the checkpoint of another recipe or of other tracks: choose another folder or remove it"
+        )
     path.write_text(text)
 
 

@@ -157,6 +157,10 @@ def few_thresholds(folder: Path) -> None:
     edit(folder, lambda m: m["families"]["probe"]["outputs"][0].update(thresholds=[0.5] * 8))
 
 
+def few_labels(folder: Path) -> None:
+    edit(folder, lambda m: m["families"]["probe"]["outputs"][0].update(labels=["x"] * 8))
+
+
 def unknown_family(folder: Path) -> None:
     edit(folder, lambda m: m["families"].update(telepathy=m["families"]["va"]))
 
@@ -195,6 +199,7 @@ def undigested(folder: Path) -> None:
         (latin, r"bundle\.json: not JSON"),
         (giant, rf"bundle\.json: {MAX_MANIFEST_BYTES + 1} bytes, more than {MAX_MANIFEST_BYTES} are no manifest"),
         (few_thresholds, r"bundle\.json: probe: 8 thresholds for 9 columns of head 'gems'"),
+        (few_labels, r"bundle\.json: probe: 8 labels and 9 places for 9 columns of 'gems'"),
         (unknown_family, r"bundle\.json: unknown family 'telepathy', must be one of midlevel"),
         (no_outputs, r"bundle\.json: KeyError 'outputs': not a bundle's manifest"),
         (no_families, r"bundle\.json: KeyError 'families'"),
@@ -326,7 +331,8 @@ def family(**changes: Any) -> Family:
 
 
 def output(columns: tuple[str, ...], **changes: Any) -> Output:
-    return Output(**{"head": "rating", "columns": columns, "description": "", "unit": "", "low": 1.0, "high": 10.0, **changes})
+    plain = {"head": "rating", "columns": columns, "labels": columns, "index": tuple(range(len(columns))), "description": ""}
+    return Output(**{**plain, "unit": "", "low": 1.0, "high": 10.0, **changes})
 
 
 @given(st.lists(st.integers(0, 4), max_size=30), st.integers(1, 7))
@@ -399,6 +405,15 @@ def test_network_columns_by_hand() -> None:
     assert one["a"] == pytest.approx(2.0)
 
 
+def test_two_blocks_may_share_a_head() -> None:
+    """Means and spreads of one head, of other units; a head with a number that no block takes is refused."""
+    blocks = (output(("v", "a"), head="va", index=(0, 2)), output(("v_std", "a_std"), head="va", index=(1, 3), scale=2.0))
+    track, _ = inference.network_columns(family(outputs=blocks), {"va": np.array([[5.0, 1.0, 6.0, 2.0]], np.float32)})
+    assert track == {"v": 5.0, "a": 6.0, "v_std": 2.0, "a_std": 4.0}
+    with pytest.raises(BundleError, match="head 'va' gives 5 numbers for 4 columns"):
+        inference.network_columns(family(outputs=blocks), {"va": np.zeros((1, 5), np.float32)})
+
+
 def test_genres_are_ranked_and_a_head_that_is_absent_is_left_out() -> None:
     held = family(outputs=(output(("v",)),), details={"genres": ["classical", "electronic", "pop", "rock"]})
     outputs = {"class_output": np.array([[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.6, 0.1]], np.float32)}
@@ -419,6 +434,11 @@ def test_best_is_a_weighted_sum_and_null_where_a_component_is() -> None:
     assert inference.best_columns(held, {"a": 2.0, "b": 3.0}) == {"best_x": 8.0, "best_y": 2.0}
     assert inference.best_columns(held, {"a": 2.0, "b": None}) == {"best_x": None, "best_y": 2.0}
     assert inference.best_columns(held, {"b": 1.0}) == {"best_x": None, "best_y": None}
+
+
+def test_shares_are_kept_within_their_scale_and_ratings_are_not() -> None:
+    assert inference.within_scale(output(("a", "b", "c"), unit="share", low=0.0, high=1.0), [-0.1, 0.5, 1.2]) == [0.0, 0.5, 1.0]
+    assert inference.within_scale(output(("a", "b"), unit="rating 1-10"), [0.5, 11.0]) == [0.5, 11.0]
 
 
 def test_required_adds_what_a_family_reads(default: Bundle) -> None:
@@ -466,7 +486,7 @@ def test_columns_follow_the_design(default: Bundle, demo_corpus: Path) -> None:
             assert column.name.startswith(prefixes[column.family])
     counts = {"midlevel": 28, "probe": 9, "joint": 15, "emotion": 18, "va": 4, "vaseq": 4, "crnn": 9, "notes": 23}
     assert {name: families.count(name) for name in counts} == counts
-    assert names.index("midlevel_melodiousness_sd") == names.index("midlevel_melodiousness") + 1
+    assert names.index("midlevel_melodiousness_sd") == names.index("midlevel_melodiousness") + 7
     # a family asked for in another order stands where it always stands
     some = [column.family for column in columns_for(default, ("notes", "va", "midlevel"), corpus) if column.family in FAMILIES]
     assert list(dict.fromkeys(some)) == ["midlevel", "va", "notes"]
