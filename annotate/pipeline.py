@@ -320,7 +320,7 @@ def run_chunks(
                 mark = json.loads(path.read_text())
             except (OSError, ValueError):  # its process was killed while it wrote the mark
                 continue
-            found.append({"track": mark["track"], "elapsed": ended - mark["time"]})
+            found.append({"track": mark["track"], "elapsed": ended - mark["since"]})
         if not found and not finished:
             raise RunError("worker processes die before they start a track: is there memory for them? try --jobs 1") from None
         return finished, found

@@ -418,9 +418,12 @@ def test_another_fingerprint_is_refused_until_restart(in_process: Invoke, demo_c
     before = snapshot(tmp_path)
     refused = in_process(*arguments, "--models", "va,notes")
     assert refused.exit_code == 1
-    assert "families.va" in refused.stderr
+    assert "families: had notes, now va, notes" in refused.stderr
     assert "--restart" in refused.stderr
     assert snapshot(tmp_path) == before
+    foretold = in_process(*arguments, "--models", "va,notes", "--dry-run")
+    assert foretold.exit_code == 1
+    assert "would be refused" in foretold.stderr
     assert in_process(*arguments, "--models", "va,notes", "--restart").exit_code == 0
     assert "va_valence_mean" in table_of(tmp_path / "t.parquet")
 
