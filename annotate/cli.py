@@ -71,7 +71,9 @@ class TerminalHandler(logging.StreamHandler[Any]):
 def set_up_logging(verbosity: int, log_file: str | None, log_format: str) -> None:
     """Send text (or JSON lines) to stderr, and to a file as well where one is named."""
     log.setLevel(logging.DEBUG)
-    log.handlers.clear()
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
     log.propagate = False
     level = {-1: logging.WARNING, 0: logging.INFO}.get(max(verbosity, -1), logging.DEBUG)
     terminal = TerminalHandler(sys.stderr)

@@ -101,6 +101,8 @@ def run(options: RunOptions) -> RunResult:
     bundle = load_bundle(options.bundle)
     chosen = options.models or tuple(family for family in FAMILIES if family in bundle.families)
     families = inference.required(chosen, bundle)
+    if options.midi is not None and "notes" not in bundle.families:
+        raise RunError(f"--midi {options.midi}: bundle {bundle.name!r} holds no transcription (family notes)")
     corpus = scan(
         options.audio,
         corpus=options.corpus,

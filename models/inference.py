@@ -41,6 +41,7 @@ REQUIRES: dict[str, tuple[str, ...]] = {
     "probe": ("midlevel",),
     "best": ("descriptors", "midlevel", "joint", "emotion", "va"),
 }  # families whose values another family reads
+BUILT_ON = {"probe": "midlevel", "va": "notes", "vaseq": "notes", "descriptors": "notes"}  # without which a family cannot run
 NOTE_FAMILIES = ("notes", "va", "vaseq", "descriptors")  # families that need the transcription
 CPU_BATCH = {"midlevel": 2, "joint": 4, "emotion": 16, "crnn": 8}  # windows; larger ones gain nothing on a CPU
 
@@ -60,8 +61,9 @@ def required(families: Iterable[str], bundle: Bundle) -> tuple[str, ...]:
         if family not in bundle.families:
             held = ", ".join(name for name in FAMILIES if name in bundle.families)
             raise BundleError(f"bundle {bundle.name!r} has no family {family!r}; it has {held}")
-        if family == "probe" and "midlevel" not in bundle.families:
-            raise BundleError(f"bundle {bundle.name!r}: probe reads midlevel, which the bundle does not hold")
+        base = BUILT_ON.get(family)
+        if base is not None and base not in bundle.families:
+            raise BundleError(f"bundle {bundle.name!r}: {family} reads {base}, which the bundle does not hold")
         wanted |= {name for name in REQUIRES.get(family, ()) if name in bundle.families}
     return tuple(family for family in FAMILIES if family in wanted)
 

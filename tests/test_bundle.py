@@ -48,10 +48,10 @@ def default() -> Bundle:
 
 @pytest.fixture(scope="session")
 def small(default: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole bundle of the two smallest families, probe and va; not to be changed."""
+    """A whole bundle of the smallest families; not to be changed."""
     folder = tmp_path_factory.mktemp("bundles") / "small"
     folder.mkdir()
-    entries = {name: default.manifest["families"][name] for name in ("probe", "va")}
+    entries = {name: default.manifest["families"][name] for name in ("probe", "va", "notes")}
     reference = {}
     rng = np.random.default_rng(0)
     for name, inputs in (("probe", 7), ("va", 22)):
@@ -84,7 +84,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def test_a_whole_bundle_is_loaded(bundle: Path) -> None:
     held = load(str(bundle))
-    assert (held.name, held.version, tuple(held.families)) == ("small", "1", ("probe", "va"))
+    assert (held.name, held.version, tuple(held.families)) == ("small", "1", ("probe", "va", "notes"))
     assert held.digest == load(str(bundle)).digest
     assert held.file("va.onnx") == bundle / "va.onnx"
     with pytest.raises(BundleError, match="not among the bundle's files"):
@@ -239,21 +239,38 @@ def test_a_user_s_bundle_runs_what_it_holds(in_process: Invoke, bundle: Path, de
     assert table.filter(like="va_").shape == (2, 4)
     refused = in_process(*arguments, "--models", "midlevel")
     assert refused.exit_code == 1
-    assert "bundle 'small' has no family 'midlevel'; it has probe, va" in refused.stderr
+    assert "bundle 'small' has no family 'midlevel'; it has probe, va, notes" in refused.stderr
 
 
-@pytest.mark.parametrize("missing", ["engine", "midlevel"])
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("va", "va has no ONNX graph"),
+        ("probe", "probe reads midlevel"),
+        ("vaseq", "vaseq reads notes"),
+        ("notes", "no transcription"),
+    ],
+)
 def test_a_bundle_that_cannot_run_says_so(
-    in_process: Invoke, bundle: Path, demo_corpus: Path, tmp_path: Path, missing: str
+    in_process: Invoke, bundle: Path, demo_corpus: Path, tmp_path: Path, family: str, said: str
 ) -> None:
-    """A family without its ONNX graph, or without the family that it reads: one line, no traceback, no table."""
-    if missing == "engine":
-        edit(bundle, lambda m: m["families"]["va"].update(engine=None))
-    family = {"engine": "va", "midlevel": "probe"}[missing]
-    result = in_process("run", demo_corpus / "pop", "--out", tmp_path / "t.parquet", "--bundle", bundle, "--models", family)
+    """A family without its ONNX graph or what it is built on, MIDI without notes: one line, no traceback, no table."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        families = manifest["families"]
+        families["va"]["engine"] = None
+        families["vaseq"] = families["va"]
+        if family in ("vaseq", "notes"):
+            del families["notes"]
+
+    edit(bundle, change)
+    chosen = ("--models", family) if family != "notes" else ("--models", "best", "--midi", tmp_path / "midi")
+    if family == "notes":
+        edit(bundle, lambda m: m.update(families={"best": m["families"]["va"]}))
+    result = in_process("run", demo_corpus / "pop", "--out", tmp_path / "t.parquet", "--bundle", bundle, *chosen)
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith("annotate: ")
-    assert missing in result.stderr.replace("ONNX graph", "engine")
+    assert said in result.stderr
     assert not (tmp_path / "t.parquet").exists()
 
 

@@ -58,7 +58,7 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 
 
 def parts(table: Path) -> list[Path]:
-    return list(table.with_name(f"{table.name}.run").glob("parts/?/?/*.json"))
+    return list(table.with_name(f"{table.name}.run").glob("parts/?/?/[0-9a-f]*.json"))  # finished ones: others begin with a dot
 
 
 def tone(path: str | bytes | Path, *, seconds: float = 1.0, rate: int = 22_050, pitch_hz: float = 440.0) -> None:
