@@ -5,6 +5,7 @@ from __future__ import annotations
 from annotate.corpora import NoAudioFound
 from annotate.pipeline import RunError
 from annotate.store import RunLocked, RunRefused, StoreError
+from models.bundle import UnknownNameError
 
-USAGE: tuple[type[Exception], ...] = (FileNotFoundError,)  # exit 2
+USAGE: tuple[type[Exception], ...] = (FileNotFoundError, UnknownNameError)  # exit 2
 FATAL: tuple[type[Exception], ...] = (NoAudioFound, RunError, RunLocked, RunRefused, StoreError, ValueError, OSError)  # exit 1

@@ -41,6 +41,10 @@ class BundleError(ValueError):
     """A bundle that is not what it says; the message is one line that names the file and the rule."""
 
 
+class UnknownNameError(BundleError):
+    """A bundle or a family that does not exist: a mistake in the command, not in a bundle."""
+
+
 @dataclass(frozen=True)
 class Output:
     """One block of columns that a family writes."""
@@ -114,7 +118,7 @@ def find(name_or_path: str) -> Path:
         if (folder / "bundle.json").is_file():
             return folder
     built_in = ", ".join(path.name for path in built_in_bundles()) or "none"
-    raise BundleError(f"no bundle {name_or_path!r}: neither a folder with a bundle.json nor built in ({built_in})")
+    raise UnknownNameError(f"no bundle {name_or_path!r}: neither a folder with a bundle.json nor built in ({built_in})")
 
 
 def built_in_bundles() -> list[Path]:
@@ -177,6 +181,8 @@ def _family(name: str, entry: Mapping[str, Any]) -> Family:
             raise BundleError(f"{name}: {len(thresholds)} thresholds for {len(columns)} columns of head {block['head']!r}")
         labels = tuple(block.get("labels", columns))
         index = tuple(int(place) for place in block.get("index", range(len(columns))))
+        if any(place < 0 for place in index):
+            raise BundleError(f"{name}: a place of head {block['head']!r} is negative")
         if not len(labels) == len(index) == len(columns):
             raise BundleError(
                 f"{name}: {len(labels)} labels and {len(index)} places for {len(columns)} columns of {block['head']!r}"
@@ -197,6 +203,8 @@ def _family(name: str, entry: Mapping[str, Any]) -> Family:
                 thresholds=None if thresholds is None else tuple(float(t) for t in thresholds),
             )
         )
+    if not isinstance(entry.get("engines", {}), dict):
+        raise BundleError(f"{name}: 'engines' must map heads to files")
     known = {"architecture", "arguments", "front_end", "spec", "window_s", "pooling", "outputs", "weights", "engine"}
     return Family(
         name=name,
@@ -348,6 +356,8 @@ def verify(bundle: Bundle) -> Iterator[str]:
         arrays = {name: reference[name] for name in reference.files}
     for name, family in bundle.families.items():
         if f"{name}/input" not in arrays:
+            if family.weights is not None or family.engine is not None:
+                raise BundleError(f"{bundle.folder}: reference.npz has no input for {name}, nothing vouches for it")
             continue
         inputs = arrays[f"{name}/input"]
         ways: dict[str, dict[str, Array]] = {}

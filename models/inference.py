@@ -24,7 +24,7 @@ from features.spectrogram import (
     stft_windows,
 )
 from features.transcription import TranscriptionSpec
-from models.bundle import Bundle, BundleError, Family, Output, load_network, run_engine
+from models.bundle import Bundle, BundleError, Family, Output, UnknownNameError, load_network, run_engine
 
 Array = NDArray[np.float32]
 Predict = Callable[[Array], Mapping[str, Array]]
@@ -60,7 +60,7 @@ def required(families: Iterable[str], bundle: Bundle) -> tuple[str, ...]:
     for family in list(wanted):
         if family not in bundle.families:
             held = ", ".join(name for name in FAMILIES if name in bundle.families)
-            raise BundleError(f"bundle {bundle.name!r} has no family {family!r}; it has {held}")
+            raise UnknownNameError(f"bundle {bundle.name!r} has no family {family!r}; it has {held}")
         base = BUILT_ON.get(family)
         if base is not None and base not in bundle.families:
             raise BundleError(f"bundle {bundle.name!r}: {family} reads {base}, which the bundle does not hold")

@@ -148,6 +148,7 @@ def draw_epoch(examples: Examples, recipe: Recipe, epoch: int) -> tuple[Array, d
         for values in targets.values():
             same &= (np.isnan(values) == np.isnan(values[partner])).all(axis=1)
         share = np.where(same, np.maximum(drawn, 1 - drawn), 1.0).astype(np.float32)
+        partner = np.where(same, partner, np.arange(len(order)))  # 0 * NaN is NaN
         crops = share[:, None, None] * crops + (1 - share)[:, None, None] * crops[partner]
         targets = {head: share[:, None] * values + (1 - share)[:, None] * values[partner] for head, values in targets.items()}
         weights = share * weights + (1 - share) * weights[partner]

@@ -238,7 +238,7 @@ def test_a_user_s_bundle_runs_what_it_holds(in_process: Invoke, bundle: Path, de
     table = pd.read_parquet(out)
     assert table.filter(like="va_").shape == (2, 4)
     refused = in_process(*arguments, "--models", "midlevel")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "bundle 'small' has no family 'midlevel'; it has probe, va, notes" in refused.stderr
 
 

@@ -527,7 +527,7 @@ def test_unreadable_file(in_process: Invoke, corpus: Path, tmp_path: Path) -> No
         (("{corpus}", "--out", "{tmp}/t.parquet", "--midi", "{tmp}/letter.txt"), 1, "not a folder"),
         (("{corpus}", "--out", "{tmp}/t.parquet", "--models", "telepathy"), 1, "no family 'telepathy'"),
         (("{corpus}", "--out", "{tmp}/t.parquet", "--models", ","), 2, "names no family"),
-        (("{corpus}", "--out", "{tmp}/t.parquet", "--bundle", "{tmp}/empty"), 1, "no bundle"),
+        (("{corpus}", "--out", "{tmp}/t.parquet", "--bundle", "{tmp}/empty"), 2, "no bundle"),
         (("{corpus}", "--out", "{tmp}/t.parquet", "--corpus", "deam"), 1, "no deam layout"),
         (("{corpus}", "--out", "{tmp}/t.parquet", "--limit", "0"), 2, "0 is not in the range"),
         (("{corpus}", "--out", "{tmp}/t.parquet", "--timeout", "nan"), 2, "nan"),
