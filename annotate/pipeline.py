@@ -141,7 +141,7 @@ def check_places(options: RunOptions) -> None:
         if path is None:
             continue
         if not path.parent.is_dir():
-            raise RunError(f"{name} {path}: there is no folder {path.parent}; make it first")
+            raise FileNotFoundError(f"{name} {path}: there is no folder {path.parent}; make it first")
         if path.is_dir():
             raise RunError(f"{name} {path} is a folder, it must be a file name")
         if path.exists():
