@@ -41,9 +41,10 @@ EMOTION_RECIPE = Recipe(
     frequency_mask_bins=12,
     mixup_alpha=0.4,
 )
-CRNN_RECIPE = Recipe(
-    epochs=12, crops_per_track=2, learning_rate=8e-4, time_mask_frames=24, frequency_mask_bins=16, mixup_alpha=0.2
-)
+CRNN_RECIPE = Recipe(epochs=26, crops_per_track=2, learning_rate=1e-3, time_mask_frames=24, frequency_mask_bins=16)
+# Lighter dropout than the founding document's (.3, .3, .2, .4): with its rates 460 steps left the genre loss at chance.
+# Dropout changes no layer of the finished network.
+CRNN_TRAINING = crnn.CrnnArchitecture(convolution_dropout=0.1, lstm_dropout=0.1, recurrent_dropout=0.0, dense_dropout=0.2)
 VA_RECIPE = Recipe(
     epochs=150, batch_size=32, learning_rate=2e-3, weight_decay=2e-2, time_masks=0, frequency_masks=0, dtype="float32"
 )
@@ -181,7 +182,7 @@ def train_crnn(tracks: Tracks, recipe: Recipe, folder: Path) -> Any:
     examples = Examples(padded, tracks.targets, tracks.weights, time_axis=1)
     keras.utils.set_random_seed(recipe.seed)
     with policy(recipe.dtype):
-        network = crnn.build(crnn.CrnnArchitecture(), normalization=fused_batch_normalization())
+        network = crnn.build(CRNN_TRAINING, normalization=fused_batch_normalization())
     fit(network, heads, examples, recipe, folder)
     return _plain(network, lambda: crnn.build(replace(crnn.CrnnArchitecture(), recurrent_dropout=0.0)))
 
