@@ -330,7 +330,11 @@ def test_weights_that_are_no_keras_file_are_refused(bundle: Path) -> None:
 
 
 def test_a_label_too_many_is_refused(bundle: Path) -> None:
-    edit(bundle, lambda m: m["families"]["probe"]["outputs"][0]["columns"].append("gems_boredom"))
+    def bored(manifest: dict[str, Any]) -> None:
+        manifest["families"]["probe"]["outputs"][0]["columns"].append("gems_boredom")
+        manifest["families"]["probe"]["outputs"][0]["labels"].append("boredom")
+
+    edit(bundle, bored)
     with pytest.raises(BundleError, match="head 'gems' gives 9 numbers for 10 columns"):
         list(verify(load(str(bundle))))
     held = load(str(bundle))
