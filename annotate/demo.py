@@ -35,6 +35,8 @@ import numpy.typing as npt
 import scipy.signal
 import soundfile
 
+from models.labels import GEMS
+
 Signal = npt.NDArray[np.float64]
 _T = TypeVar("_T")
 
@@ -48,17 +50,7 @@ GENRES = {
     "electronic": 200,
     "pop": 300,
 }  # genre -> added to the file number by the track id
-EMOTIONS = (
-    "amazement",
-    "solemnity",
-    "tenderness",
-    "nostalgia",
-    "calmness",
-    "power",
-    "joyful_activation",
-    "tension",
-    "sadness",
-)
+EMOTIONS = GEMS.labels
 N_LISTENERS = 12
 
 _SLOTS_A_BAR = 16

@@ -21,27 +21,11 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-GEMS: Final = (
-    "amazement",
-    "solemnity",
-    "tenderness",
-    "nostalgia",
-    "calmness",
-    "power",
-    "joyful_activation",
-    "tension",
-    "sadness",
-)
-FILM: Final = ("valence", "energy", "tension", "anger", "fear", "happy", "sad", "tender")
-MIDLEVEL: Final = (
-    "melodiousness",
-    "articulation",
-    "rhythmic_complexity",
-    "rhythmic_stability",
-    "dissonance",
-    "tonal_stability",
-    "minorness",
-)
+from models import labels as known_labels
+
+GEMS: Final = known_labels.GEMS.labels
+FILM: Final = known_labels.FILM.labels
+MIDLEVEL: Final = known_labels.MIDLEVEL.labels
 # The Mid-level file's own names; its high `atonality` is tonally stable, its high `mode` is minor.
 MIDLEVEL_COLUMNS: Final = {
     "melody": "melodiousness",
