@@ -13,6 +13,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ import click
 
 FAILED_ROWS = 3
 INTERRUPTED = 130
+INTERRUPTED_TEXT = "interrupted; run the same command again to go on"
+UNWIND_S = 8.0  # seconds that worker processes have to end after Ctrl-C
 CORPORA = ("auto", "emotify", "deam", "soundtracks", "musifeast", "muse", "folder")
 TRAINED = ("midlevel", "probe", "joint", "emotion", "crnn", "va", "vaseq", "descriptors")
 
@@ -103,7 +106,7 @@ def clear_errors() -> Iterator[None]:
     except FATAL as error:
         fail(str(error), 1)
     except KeyboardInterrupt:
-        fail("interrupted; run the same command again to go on", INTERRUPTED)
+        fail(INTERRUPTED_TEXT, INTERRUPTED)
 
 
 def fail(message: str, status: int) -> None:
@@ -125,10 +128,27 @@ def main() -> None:
     annotate info emotify_v1.parquet                        where a table came from
     """
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _terminate)
 
 
 def _terminate(*_: object) -> None:
+    """Unwind on Ctrl-C and SIGTERM; where a pool of workers does not let go, end it and the process after a while.
+
+    Parts and tables are replaced atomically and the lock goes with the process, so an end at any instant loses nothing.
+    """
+    threading.Thread(target=_end_anyway, daemon=True).start()
     raise KeyboardInterrupt
+
+
+def _end_anyway() -> None:
+    time.sleep(UNWIND_S)
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+    os.write(2, f"\nannotate: {INTERRUPTED_TEXT}\n".encode())
+    os._exit(INTERRUPTED)
 
 
 @main.command()
