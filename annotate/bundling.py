@@ -353,11 +353,8 @@ def _network_entry(
 def _arguments(family: str, trained: Any) -> dict[str, Any]:
     """Architecture arguments of a trained network that its weights do not hold."""
     if family == "emotion":
-        rescaling = next(layer for layer in trained.layers if type(layer).__name__ in ("Rescaling", "Normalization"))
-        config = rescaling.get_config()
-        if "scale" in config:
-            return {"mean": -config["offset"] / config["scale"], "standard_deviation": 1 / config["scale"]}
-        return {"mean": float(np.ravel(config["mean"])[0]), "standard_deviation": float(np.ravel(config["variance"])[0]) ** 0.5}
+        config = next(layer for layer in trained.layers if type(layer).__name__ == "Rescaling").get_config()
+        return {"mean": -config["offset"] / config["scale"], "standard_deviation": 1 / config["scale"]}
     if family == "crnn":
         return {"recurrent_dropout": 0.0}
     if family == "va":

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +280,7 @@ def descriptor_targets(rated: Rated, target: str) -> tuple[list[str], Array]:
     return columns, rated.table.reindex(columns=columns).to_numpy(np.float32)
 
 
-def train_descriptors(rated: Rated, work: Path, *, folds_run: int, jobs: int) -> None:
+def train_descriptors(rated: Rated, work: Path, *, jobs: int) -> None:
     """Descriptor models of the four outputs: out-of-fold predictions and ONNX files."""
     from models import descriptors
 
@@ -314,7 +314,7 @@ def _teacher(rated: Rated, target: str, rows: NDArray[Any], jobs: int) -> Array:
     return model.predict(inputs)
 
 
-def train_network(rated: Rated, work: Path, family: str, *, folds_run: int, jobs: int, epochs: int | None = None) -> None:
+def train_network(rated: Rated, work: Path, family: str, *, folds_run: int, jobs: int) -> None:
     """Train one spectrogram network: the first `folds_run` held-out folds, and the final model on every rated track."""
     from models import networks
 
@@ -324,8 +324,6 @@ def train_network(rated: Rated, work: Path, family: str, *, folds_run: int, jobs
         "emotion": networks.EMOTION_RECIPE,
         "crnn": networks.CRNN_RECIPE,
     }[family]
-    if epochs is not None:
-        recipe = replace(recipe, epochs=epochs)
     main_target = TARGET_OF[family]
     targets = values_of(rated, main_target)
     rows = np.flatnonzero(np.isfinite(targets).all(axis=1))
@@ -492,7 +490,7 @@ def train(rated: Rated, work: Path, families: Sequence[str], *, folds_run: int, 
     for family in (family for family in ORDER if family in families):
         print(f"training {family}", flush=True)
         if family == "descriptors":
-            train_descriptors(rated, work, folds_run=folds_run, jobs=jobs)
+            train_descriptors(rated, work, jobs=jobs)
         elif family in ("va", "vaseq"):
             train_notes(rated, work, family, folds_run=folds_run)
         elif family == "probe":
