@@ -19,7 +19,7 @@ $(UV):
 	.uv/bin/pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
 
 .venv/installed: pyproject.toml uv.lock $(UV)
-	$(UV) sync --frozen --extra train --extra dev --python $(PYTHON) --quiet
+	$(UV) sync --frozen --extra train --extra cluster --extra remote --extra standards --extra dev --python $(PYTHON) --quiet
 	$(BIN)/python -m annotate.warm
 	touch $@
 

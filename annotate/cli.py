@@ -6,8 +6,6 @@ Heavy imports happen inside the commands, so that `annotate --help` answers at o
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import math
 import os
 import shlex
@@ -15,106 +13,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from annotate.console import CORPORA, INTERRUPTED, INTERRUPTED_TEXT, clear_errors, set_up_logging
+
 FAILED_ROWS = 3
-INTERRUPTED = 130
-INTERRUPTED_TEXT = "interrupted; run the same command again to go on"
 UNWIND_S = 8.0  # seconds that worker processes have to end after Ctrl-C
-CORPORA = ("auto", "emotify", "deam", "soundtracks", "musifeast", "muse", "folder")
 TRAINED = ("midlevel", "probe", "joint", "emotion", "crnn", "va", "vaseq", "descriptors")
-
-log = logging.getLogger("annotate")
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time (UTC), level, event, and the track where there is one."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format one record."""
-        line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-        }
-        track = getattr(record, "track", None)
-        if track is not None:
-            line["track"] = track
-        return json.dumps(line)
-
-
-class OneLine(logging.Formatter):
-    """Text for people: one line a record, control characters escaped, so that a file name cannot forge a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format one record."""
-        text = record.getMessage()
-        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        return prefix + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-class TerminalHandler(logging.StreamHandler[Any]):
-    """Writes to stderr without tearing a progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
-        if "tqdm" in sys.modules:
-            from tqdm import tqdm
-
-            with tqdm.external_write_mode(file=sys.stderr):
-                super().emit(record)
-        else:
-            super().emit(record)
-
-
-def set_up_logging(verbosity: int, log_file: str | None, log_format: str) -> None:
-    """Send text (or JSON lines) to stderr, and to a file as well where one is named."""
-    log.setLevel(logging.DEBUG)
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
-        handler.close()
-    log.propagate = False
-    level = {-1: logging.WARNING, 0: logging.INFO}.get(max(verbosity, -1), logging.DEBUG)
-    terminal = TerminalHandler(sys.stderr)
-    terminal.setLevel(level)
-    to_file = log_file is not None
-    terminal.setFormatter(JsonLines() if log_format == "json" and not to_file else OneLine())
-    log.addHandler(terminal)
-    if log_file is not None:
-        try:
-            file = logging.FileHandler(log_file, encoding="utf-8")
-        except OSError as error:
-            raise click.UsageError(f"--log-file {log_file}: {error.strerror}") from None
-        file.setLevel(min(level, logging.INFO))
-        file.setFormatter(JsonLines() if log_format == "json" else OneLine())
-        log.addHandler(file)
-
-
-@contextlib.contextmanager
-def clear_errors() -> Iterator[None]:
-    """Turn the errors that a command is documented to raise into one line and the right exit status."""
-    from annotate.errors import FATAL, USAGE
-
-    try:
-        yield
-    except USAGE as error:
-        fail(str(error), 2)
-    except FATAL as error:
-        fail(str(error), 1)
-    except KeyboardInterrupt:
-        fail(INTERRUPTED_TEXT, INTERRUPTED)
-
-
-def fail(message: str, status: int) -> None:
-    """Print one line on stderr and end with `status`."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in message)
-    click.echo(f"annotate: {line}", err=True)
-    sys.stderr.flush()
-    raise SystemExit(status)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
