@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from annotate.corpora import Corpus, Track, path_of, scan
+from annotate.progress import Progress
 from annotate.schema import columns_for, known_tracks, was_in_training, window_columns_for
 from annotate.store import Part, RunFolder, default_cache_folder, replace_atomically
-from annotate.worker import Done, Job, Prepared, decoder_version, fail, finish, midi_path, prepare_windows, process
+from annotate.worker import Job, Prepared, decoder_version, fail, finish, midi_path, prepare_windows, process
 from models import inference
 from models.bundle import FAMILIES, Bundle
 from models.bundle import load as load_bundle
@@ -40,7 +41,6 @@ CHUNK_TRACKS = 4  # tracks that a worker takes at a time
 CHUNK_BYTES = 24 * 2**20  # and how many bytes of audio files, unless one file alone is larger
 CACHE_BYTES = 4 * 2**30
 GPU_BATCH = 16  # windows, where the main process runs the networks
-REPORT_S = 30.0  # between two lines of progress where stderr is no terminal
 
 
 class RunError(Exception):
@@ -245,7 +245,7 @@ def work(
         timeout_s=options.timeout_s,
         batch_size=options.batch_size,
     )
-    with Progress(len(pending), options.progress) as progress:
+    with Progress(pending, options.progress) as progress:
         if networks_here:
             work_in_workers(process, pending, job, jobs_of(options), progress.step, progress)
         else:
@@ -383,49 +383,6 @@ def work_in_main(pending: Sequence[Track], bundle: Bundle, job: Job, options: Ru
         shared = (time.monotonic() - started) / max(len(group), 1)
         for number, one in enumerate(group):
             progress.step(finish(one, number, outputs, predict, bundle, job, shared))
-
-
-class Progress:
-    """A bar on a terminal; elsewhere a line every 30 s. Counts tracks, failures and hours of audio."""
-
-    def __init__(self, total: int, bar: bool) -> None:
-        from tqdm import tqdm
-
-        self.total, self.done, self.failed, self.audio_s = total, 0, 0, 0.0
-        self.started = self.reported = time.monotonic()
-        self.bar = tqdm(total=total, unit="track", disable=not bar, dynamic_ncols=True)
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def step(self, one: Done) -> str:
-        """Count one track, and say which it was."""
-        self.done += 1
-        self.audio_s += one.audio_s
-        self.bar.update()
-        if one.status == "failed":
-            self.failed += 1
-            log.warning("failed: %s: %s", one.track, one.error, extra={"track": one.track})
-        else:
-            log.debug("%s: %.1f s of audio in %.2f s", one.track, one.audio_s, one.seconds, extra={"track": one.track})
-        now = time.monotonic()
-        if self.bar.disable and now - self.reported >= REPORT_S:
-            self.reported = now
-            left = (now - self.started) / self.done * (self.total - self.done)
-            log.info("%d of %d tracks, %d failed, about %.0f s left", self.done, self.total, self.failed, left)
-        return one.track
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-        wall = time.monotonic() - self.started
-        log.info(
-            "%d tracks, %d of them failed, %.2f h of audio in %.0f s (%.1f times real time)",
-            self.done,
-            self.failed,
-            self.audio_s / 3600,
-            wall,
-            self.audio_s / max(wall, 1e-9),
-        )
 
 
 def rows_of(
