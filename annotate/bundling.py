@@ -24,6 +24,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from annotate import training, training_data
+from annotate.card import card
 from annotate.schema import title_key
 from annotate.training import Rated, values_of
 from models import bundle as bundles
@@ -621,81 +622,3 @@ def _ceiling(rated: Rated) -> dict[str, float] | None:
     if rated.listeners is None:
         return None
     return {str(label): round(float(value), 3) for label, value in split_half_ceiling(rated.listeners).items()}
-
-
-def card(manifest: dict[str, Any]) -> str:
-    """Write the model card from the manifest: nothing in it is typed by hand but the warnings."""
-    lines = [
-        f"# Bundle {manifest['name']} {manifest['version']}",
-        "",
-        f"Licence: {manifest['licence']}. Made {manifest['created_utc']} by `annotate train`.",
-        "",
-        "Trained and scored on "
-        + ", ".join(f"{count} tracks of {corpus}" for corpus, count in manifest["tracks"].items())
-        + f". Split: {manifest['split']}. Human ratings are the only truth; a score is over tracks that the scored model did "
-        "not see. A network is scored by a copy that was trained without the held-out fold; the shipped one saw all of them.",
-        "",
-        "## Agreement with listeners",
-        "",
-        "Mean Pearson r over the labels, 95 % bootstrap interval over tracks, and mean R² (1 - squared error / variance: what is "
-        "left when the level counts, too); beside r the descriptor model (descriptors + note "
-        "features) out of its own ten grouped folds, on the same tracks.",
-        "",
-        "| family | output | corpus | tracks | mean r | interval | descriptor model | mean R² |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for family, entry in manifest["families"].items():
-        for name, table in entry.get("scores", {}).items():
-            output, _, corpus = name.partition(" on ")
-            low, high = table["mean_r_interval"]
-            baseline = table.get("descriptor_baseline_mean_r")
-            lines.append(
-                f"| {family} | {output} | {corpus} | {table['tracks']} | {table['mean_r']:.3f} | {low:.3f} to {high:.3f} | "
-                f"{'' if baseline is None else f'{baseline:.3f}'} | {table['mean_r2']:.3f} |"
-            )
-    if manifest.get("ceiling_gems"):
-        values = list(manifest["ceiling_gems"].values())
-        lines += ["", f"Ceiling on Emotify, √(split-half reliability, Spearman-Brown): mean {np.mean(values):.3f}."]
-    crnn = manifest["families"].get("crnn", {}).get("genre")
-    if crnn:
-        lines += [
-            "",
-            f"Genre (crnn, {crnn['tracks']} held-out tracks, by artist): accuracy {crnn['accuracy']:.3f}, "
-            f"top-3 {crnn['top_3']:.3f}.",
-        ]
-    weights = manifest["families"].get("best", {}).get("network_weights", {})
-    if weights:
-        named = ", ".join(f"{target}: {one['network']} {one['weight']:.2f}" for target, one in weights.items())
-        lines += ["", f"Weight of the network in `best` (the rest is the descriptor model): {named}."]
-    lines += ["", "## Per label: r (mean error, in units of the rating)", ""]
-    for family, entry in manifest["families"].items():
-        for name, table in entry.get("scores", {}).items():
-            labels = ", ".join(f"{label} {r:.2f} ({table['bias'][label]:+.2f})" for label, r in table["r"].items())
-            lines.append(f"- {family}, {name}: {labels}")
-    lines += ["", "## CPU graphs", ""]
-    for family, entry in manifest["families"].items():
-        record = entry.get("engine_agreement")
-        if record:
-            measured = record["measured"][record["kind"]]
-            text = "; ".join(
-                f"{one['head']}: r ≥ {one['least_r']:.5f}, mean |difference| ≤ {100 * one['largest_share']:.2f} % of the range"
-                for one in measured
-            )
-            lines.append(f"- {family}: {record['kind']}, against float32 Keras on {measured[0]['windows']} windows: {text}")
-    lines += [
-        "",
-        "## What to know",
-        "",
-        "- The audio that these weights were trained on is for research use.",
-        "- `crnn` valence, arousal and dominance are learned from word norms of the emotion words that listeners chose. We know "
-        "of no human dominance ratings of music audio; that column is not validated against any.",
-        "- The scores of `probe` hold out its 7 to 9 map only: the mid-level network under it is the shipped one; it never saw "
-        "an Emotify rating but trained on these tracks with a teacher's mid-level ratings.",
-        "- `probe` and `emotion` predict the share of listeners in Emotify's game, not an emotion that everyone feels.",
-        "- `best` is a weighted mean of the descriptor model and a network; the one weight a target was fitted on held-out "
-        "predictions. Its score is over the tracks that both have a held-out prediction for, with a weight fitted on the other "
-        "artists or albums.",
-        "- Music only. Solo piano, speech, noise, silence and very short clips were not evaluated.",
-        "- Not for judging people, nor for any decision about a single listener.",
-    ]
-    return "\n".join(lines) + "\n"
