@@ -79,7 +79,7 @@ def decode(path: str | os.PathLike[str], *, rates: Sequence[int]) -> Decoded:
     ------
     AudioError
         Missing, empty or undecodable file; no samples; NaN or infinite samples; shorter than `MIN_DURATION_S`;
-        silent; a sample rate outside 8–192 kHz.
+        silent; a sample rate outside 8–192 kHz; a file that vanishes, changes or becomes unreadable meanwhile.
     ValueError
         A rate that is not positive.
     """
@@ -87,6 +87,42 @@ def decode(path: str | os.PathLike[str], *, rates: Sequence[int]) -> Decoded:
         if rate <= 0:
             raise ValueError(f"rate={rate} Hz must be > 0")
     name = os.fsencode(path)
+    before = _state(name)
+    failure: AudioError | None = None
+    try:
+        decoded = _decode_unwatched(name, rates)
+    except AudioError as error:
+        failure = error
+    except OSError as error:
+        failure = AudioError(f"cannot be read: {error.strerror or error}")
+    after = _state(name)
+    if before != after:
+        what = "vanished" if after is None else "was changed"
+        raise AudioError(f"{what} while it was being read") from None
+    if failure is not None:
+        raise failure from None
+    return decoded
+
+
+def stated_duration_s(path: str | os.PathLike[str]) -> float | None:
+    """Seconds that a file's header states, None where nothing can be read; a hint, headers lie."""
+    try:
+        with soundfile.SoundFile(os.fsencode(path)) as audio:
+            return float(audio.frames / audio.samplerate) if audio.frames < UNKNOWN_FRAMES else None
+    except (soundfile.LibsndfileError, OSError, RuntimeError, ZeroDivisionError):
+        return None
+
+
+def _state(name: bytes) -> tuple[int, ...] | None:
+    """What changes when a file is written or replaced; None where `_digest` says what is wrong."""
+    try:
+        status = os.stat(name)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _decode_unwatched(name: bytes, rates: Sequence[int]) -> Decoded:
     sha256, head = _digest(name)
     is_mp3 = head[:3] == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] >> 5 == 7) or name.lower().endswith(b".mp3")
     with _quiet_c_stderr() if is_mp3 else contextlib.nullcontext():

@@ -20,19 +20,21 @@ log = logging.getLogger("annotate")
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time (UTC), level, event, and the track where there is one."""
+    """One JSON object a line: time (UTC), level, event and message; track and seconds where there are any.
+
+    Events that scripts may wait for: done and failed (a track), progress, summary (with all counts), fatal; the rest is ``note``.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Format one record."""
         line: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            "event": getattr(record, "event", "note"),
+            "message": record.getMessage(),
         }
-        track = getattr(record, "track", None)
-        if track is not None:
-            line["track"] = track
-        return json.dumps(line)
+        line |= {name: getattr(record, name) for name in ("track", "seconds") if getattr(record, name, None) is not None}
+        return json.dumps(line | getattr(record, "fields", {}))
 
 
 class OneLine(logging.Formatter):
@@ -43,6 +45,22 @@ class OneLine(logging.Formatter):
         text = record.getMessage()
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         return prefix + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class LogFile(logging.FileHandler):
+    """A log that outlives the disk: where it cannot be written, stderr says so once and the run goes on."""
+
+    broken = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say once that the file cannot be written; the next line tries again, from a newly opened file."""
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+        if not self.broken:
+            self.broken = True
+            click.echo(f"warning: --log-file {self.baseFilename} cannot be written: {sys.exc_info()[1]}", err=True)
 
 
 class TerminalHandler(logging.StreamHandler[Any]):
@@ -74,7 +92,7 @@ def set_up_logging(verbosity: int, log_file: str | None, log_format: str) -> Non
     log.addHandler(terminal)
     if log_file is not None:
         try:
-            file = logging.FileHandler(log_file, encoding="utf-8")
+            file = LogFile(log_file, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise click.UsageError(f"--log-file {log_file}: {error.strerror}") from None
         file.setLevel(min(level, logging.INFO))
@@ -98,8 +116,17 @@ def clear_errors() -> Iterator[None]:
 
 
 def fail(message: str, status: int) -> None:
-    """Print one line on stderr and end with `status`."""
+    """Print one line on stderr, in the log's form where that is JSON, and end with `status`."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in message)
-    click.echo(f"annotate: {line}", err=True)
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, line, (), None, extra={"event": "fatal"})
+    as_json = False
+    for handler in log.handlers:
+        if isinstance(handler, LogFile):
+            handler.handle(record)
+        elif isinstance(handler.formatter, JsonLines):
+            handler.handle(record)
+            as_json = True
+    if not as_json:
+        click.echo(f"annotate: {line}", err=True)
     sys.stderr.flush()
     raise SystemExit(status)

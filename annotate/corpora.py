@@ -28,6 +28,7 @@ import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -124,6 +125,7 @@ class Corpus:
 @dataclass(frozen=True)
 class _File:
     path: str
+    folder: str
     track: str
     size: int
     mtime_ns: int
@@ -188,7 +190,7 @@ def scan(
         raise NoAudioFound(_nothing_found(folders, messages))
 
     labels = _read_labels(layouts, files, root, correct_deam, messages)
-    tracks = [_track(file, layouts[os.path.dirname(file.path)], labels) for file in files]
+    tracks = [_track(file, layouts[file.folder], labels) for file in files]
     _say_strays(tracks, layouts, messages)
     if corpus not in ("auto", "folder"):
         tracks = [track for track in tracks if track.corpus == corpus]
@@ -310,6 +312,8 @@ def describe(corpus: Corpus) -> str:
 
 def path_text(path: str) -> str:
     r"""Text of a path that any file can hold: a backslash doubled, bytes that are not UTF-8 as ``\xNN``."""
+    if path.isascii() and "\\" not in path:
+        return path
     return os.fsencode(path).replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 
@@ -328,6 +332,7 @@ def _find_audio(starts: Sequence[str], root: str, messages: list[str]) -> list[_
     unsupported: Counter[str] = Counter()
     broken: list[str] = []
     seen: set[tuple[int, int]] = set()
+    inside = root.rstrip("/") + "/"
 
     def admit(path: str, status: os.stat_result | None) -> None:
         extension = os.path.splitext(path)[1].lower()
@@ -337,7 +342,8 @@ def _find_audio(starts: Sequence[str], root: str, messages: list[str]) -> list[_
             if status is None:
                 broken.append(path)
             elif stat.S_ISREG(status.st_mode):
-                found[path] = _File(path, path_text(os.path.relpath(path, root)), status.st_size, status.st_mtime_ns)
+                below = path[len(inside) :] if path.startswith(inside) else os.path.relpath(path, root)
+                found[path] = _File(path, os.path.dirname(path), path_text(below), status.st_size, status.st_mtime_ns)
 
     pending: list[str] = []
     for start in starts:
@@ -399,10 +405,17 @@ def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
 
 def _natural(track: str) -> tuple[tuple[tuple[int | str, ...], ...], str]:
     """Sort key: part by part, 2 before 10; equal but for case or zeros: by the text itself."""
-    parts = track.casefold().split("/")
-    return tuple(
-        tuple(int(piece) if at % 2 else piece for at, piece in enumerate(re.split("([0-9]+)", part))) for part in parts
-    ), track
+    above, slash, name = track.casefold().rpartition("/")
+    return ((*_natural_folders(above), _natural_part(name)) if slash else (_natural_part(name),)), track
+
+
+@lru_cache(maxsize=1024)
+def _natural_folders(path: str) -> tuple[tuple[int | str, ...], ...]:
+    return tuple(_natural_part(part) for part in path.split("/"))
+
+
+def _natural_part(part: str) -> tuple[int | str, ...]:
+    return tuple(int(piece) if at % 2 else piece for at, piece in enumerate(re.split("([0-9]+)", part)))
 
 
 def _is_kept(track: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
@@ -424,7 +437,7 @@ def _layouts(files: Sequence[_File], root: str, corpus: str) -> dict[str, _Layou
     """Layout of each folder that holds audio."""
     stems: dict[str, list[str]] = defaultdict(list)
     for file in files:
-        stems[os.path.dirname(file.path)].append(_stem(file.path))
+        stems[file.folder].append(_stem(file.path))
     listings: dict[str, frozenset[str]] = {}
     wanted = CORPORA if corpus == "auto" else (corpus, "folder")
     return {folder: _layout(folder, names, root, wanted, listings) for folder, names in stems.items()}
@@ -500,7 +513,7 @@ def _without_renumbered_copies(files: list[_File], layouts: Mapping[str, _Layout
     }
     if not copies:
         return files
-    kept = [file for file in files if os.path.dirname(file.path) not in copies]
+    kept = [file for file in files if file.folder not in copies]
     messages.append(f"Musics/ skipped: {len(files) - len(kept)} renumbered copies of the files in the genre folders")
     return kept
 
@@ -522,7 +535,7 @@ def _read_labels(
     """Labels of each corpus that the files belong to."""
     listings: dict[str, frozenset[str]] = {}
     labels: dict[_Layout, Labels] = {}
-    for layout in dict.fromkeys(layouts[os.path.dirname(file.path)] for file in files):
+    for layout in dict.fromkeys(layouts[folder] for folder in dict.fromkeys(file.folder for file in files)):
         home = Path(layout.home)
         if layout.corpus == "emotify":
             path = _emotify_csv(layout.home, root, listings)
@@ -550,10 +563,13 @@ def _read_labels(
     return labels
 
 
+_folder_path = lru_cache(maxsize=1024)(Path)  # many files share a folder, and parsing it costs most of a scan
+
+
 def _track(file: _File, layout: _Layout, labels: Mapping[_Layout, Labels]) -> Track:
     """Give a file its corpus id; a file that has none in its corpus's folder is a plain track."""
     plain = Track(
-        path=Path(file.path),
+        path=_folder_path(file.folder) / os.path.basename(file.path),
         track=file.track,
         corpus="folder",
         track_key=file.track,
@@ -562,9 +578,9 @@ def _track(file: _File, layout: _Layout, labels: Mapping[_Layout, Labels]) -> Tr
         size=file.size,
         mtime_ns=file.mtime_ns,
     )
-    folder, stem = os.path.basename(os.path.dirname(file.path)), _stem(file.path)
     if layout.corpus == "folder":
         return plain
+    folder, stem = os.path.basename(file.folder), _stem(file.path)
     if layout.corpus == "emotify":
         genre = folder.casefold()
         in_genre = genre in EMOTIFY_OFFSETS

@@ -130,7 +130,9 @@ def run(options: RunOptions) -> RunResult:
         pending = pending[: options.limit]
         if pending:
             log.info("%d of %d tracks to annotate, families %s", len(pending), len(corpus.tracks), ", ".join(families))
-            work(pending, bundle, families, folder.folder, device, options)
+        skipped = len(corpus.tracks) - len(pending) - len(left)
+        with Progress(pending, options.progress, skipped=skipped, device=device) as progress:
+            work(pending, bundle, families, folder.folder, device, options, progress)
         outdated = {track.track for track in left if not is_unchanged(track, folder.read_part(track.track), options)}
         return write(corpus, folder, bundle, chosen, device, options, new=len(pending), outdated=outdated)
 
@@ -178,11 +180,12 @@ def choose_device(options: RunOptions) -> str:
 
 def pending_tracks(corpus: Corpus, folder: RunFolder, families: Sequence[str], options: RunOptions) -> list[Track]:
     """Tracks that have no part that still holds, in scan order."""
-    networks = any(name in inference.SPECTROGRAM_FAMILIES for name in families)
+    needs_windows = options.windows is not None and any(name in inference.SPECTROGRAM_FAMILIES for name in families)
+    parts = folder.parts_of(track.track for track in corpus.tracks)
     return [
         track
-        for track in corpus.tracks
-        if not is_done(track, folder.read_part(track.track), options, needs_windows=networks and options.windows is not None)
+        for track, part in zip(corpus.tracks, parts, strict=True)
+        if not is_done(track, part, options, needs_windows=needs_windows)
     ]
 
 
@@ -230,7 +233,13 @@ def chunks(tracks: Sequence[Track]) -> Iterator[list[Track]]:
 
 
 def work(
-    pending: Sequence[Track], bundle: Bundle, families: Sequence[str], run_folder: Path, device: str, options: RunOptions
+    pending: Sequence[Track],
+    bundle: Bundle,
+    families: Sequence[str],
+    run_folder: Path,
+    device: str,
+    options: RunOptions,
+    progress: Progress,
 ) -> None:
     """Annotate every pending track; when it returns, each has a part."""
     networks_here = not options.exact and device == "cpu"
@@ -245,11 +254,12 @@ def work(
         timeout_s=options.timeout_s,
         batch_size=options.batch_size,
     )
-    with Progress(pending, options.progress) as progress:
-        if networks_here:
-            work_in_workers(process, pending, job, jobs_of(options), progress.step, progress)
-        else:
-            work_in_main(pending, bundle, job, options, progress)
+    if not pending:
+        return
+    if networks_here:
+        work_in_workers(process, pending, job, jobs_of(options), progress.step, progress)
+    else:
+        work_in_main(pending, bundle, job, options, progress)
 
 
 def jobs_of(options: RunOptions) -> int:
@@ -315,7 +325,7 @@ def run_chunks(
         for results in parallel(function, plan, job, jobs):
             finished.update(take(one) for one in results)
     except WorkersDied:
-        ended = time.time()
+        ended = time.monotonic()
         found = []
         for path in sorted(marks.glob("*.json")):
             try:

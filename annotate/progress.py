@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, elsewhere a line every 30 s, and how long the rest takes.
+"""How far a run is: a bar on a terminal, elsewhere a line every 30 s, how long the rest takes, and a summary at the end.
 
 Tracks differ in length, so the time left is told by seconds of audio, not by their number. How long a file plays is known only
 when it has been decoded; until then its bytes say it, by the bytes a second of the finished files with the same suffix.
@@ -7,7 +7,10 @@ when it has been decoded; until then its bytes say it, by the bytes a second of 
 from __future__ import annotations
 
 import logging
+import re
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Protocol
@@ -128,18 +131,40 @@ def spoken(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-class Progress:
-    """A bar on a terminal; elsewhere a line every 30 s. Counts tracks, failures and hours of audio."""
+def kind_of(reason: str | None) -> str:
+    """Reason of a failed track without what is the track's own: numbers, and what follows a colon."""
+    return re.sub(r"\d+(\.\d+)?", "N", (reason or "no reason given").partition(":")[0]).strip()
 
-    def __init__(self, pending: Iterable[Listed], bar: bool) -> None:
+
+class Progress:
+    """A bar on a terminal; elsewhere a line every 30 s, also while no track ends. Counts tracks, failures and hours of audio.
+
+    Parameters
+    ----------
+    pending
+        Tracks to annotate.
+    bar
+        Whether there is a terminal.
+    skipped
+        Tracks that were done before; they count in the bar.
+    device
+        What runs the networks, for the summary.
+    """
+
+    def __init__(self, pending: Iterable[Listed], bar: bool, *, skipped: int = 0, device: str = "cpu") -> None:
         from tqdm import tqdm
 
         tracks = list(pending)
         self.total, self.done, self.failed = len(tracks), 0, 0
+        self.skipped, self.device = skipped, device
+        self.reasons: Counter[str] = Counter()
         self.started = self.reported = time.monotonic()
         self.left = TimeLeft(tracks, started=self.started)
+        self.ended = threading.Event()
+        self.reporter = threading.Thread(target=self._report_now_and_then, name="progress", daemon=True)
         self.bar = tqdm(
-            total=self.total,
+            total=self.total + skipped,
+            initial=skipped,
             unit="track",
             disable=not bar,
             dynamic_ncols=True,
@@ -147,7 +172,24 @@ class Progress:
         )
 
     def __enter__(self) -> Progress:
+        if self.bar.disable:
+            self.reporter.start()
         return self
+
+    def _report_now_and_then(self) -> None:
+        while not self.ended.wait(REPORT_S):
+            now = time.monotonic()
+            if now - self.reported >= REPORT_S:
+                self.report(now)
+
+    def report(self, now: float) -> None:
+        """Say in one line how far the run is."""
+        self.reported = now
+        left = self.left.seconds(now)
+        told = "" if left is None else f", about {spoken(left)} left"
+        fields = {"done": self.done, "total": self.total, "skipped": self.skipped, "failed": self.failed, "left_s": left}
+        extra = {"event": "progress", "fields": fields}
+        log.info("%d of %d tracks, %d failed%s", self.done, self.total, self.failed, told, extra=extra)
 
     def step(self, one: Finished) -> str:
         """Count one track, and say which it was."""
@@ -160,23 +202,41 @@ class Progress:
         self.bar.update()
         if one.status == "failed":
             self.failed += 1
-            log.warning("failed: %s: %s", one.track, one.error, extra={"track": one.track})
+            self.reasons[kind_of(one.error)] += 1
+            extra = {"event": "failed", "track": one.track, "seconds": one.seconds, "fields": {"reason": one.error}}
+            log.warning("failed: %s: %s", one.track, one.error, extra=extra)
         else:
-            log.debug("%s: %.1f s of audio in %.2f s", one.track, one.audio_s, one.seconds, extra={"track": one.track})
+            extra = {"event": "done", "track": one.track, "seconds": one.seconds, "fields": {"audio_s": one.audio_s}}
+            log.debug("%s: %.1f s of audio in %.2f s", one.track, one.audio_s, one.seconds, extra=extra)
         if self.bar.disable and now - self.reported >= REPORT_S:
-            self.reported = now
-            told = f", {about}" if about else ""
-            log.info("%d of %d tracks, %d failed%s", self.done, self.total, self.failed, told)
+            self.report(now)
         return one.track
 
     def __exit__(self, *_: object) -> None:
+        self.ended.set()
         self.bar.close()
         wall = time.monotonic() - self.started
+        speed = self.left.audio_s / max(wall, 1e-9)
+        skipped = f", {self.skipped} done before" if self.skipped else ""
+        reasons = "".join(f"; {count} × {reason}" for reason, count in self.reasons.most_common())
+        fields = {
+            "done": self.done - self.failed,
+            "skipped": self.skipped,
+            "failed": self.failed,
+            "failed_by_reason": dict(self.reasons.most_common()),
+            "audio_h": self.left.audio_s / 3600,
+            "real_time_factor": speed,
+            "device": self.device,
+        }
         log.info(
-            "%d tracks, %d of them failed, %.2f h of audio in %.0f s (%.1f times real time)",
+            "%d tracks%s, %d of them failed, %.2f h of audio in %.0f s (%.1f times real time) on %s%s",
             self.done,
+            skipped,
             self.failed,
             self.left.audio_s / 3600,
             wall,
-            self.left.audio_s / max(wall, 1e-9),
+            speed,
+            self.device,
+            reasons,
+            extra={"event": "summary", "seconds": wall, "fields": fields},
         )

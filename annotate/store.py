@@ -43,7 +43,7 @@ import shutil
 import socket
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -237,6 +237,7 @@ class RunFolder:
             if run.folder.exists() and not run.folder.is_dir():
                 raise StoreError(f"not a folder: {run.folder}, where the run is to be kept; move it away")
             run.folder.mkdir(exist_ok=True)
+            _fsync_folder(table.parent)
         with _clear_errors(run.folder, run.folder):
             lock = filelock.FileLock(run.folder / name, thread_local=False)
             try:
@@ -244,6 +245,7 @@ class RunFolder:
                     run._take_lock(lock, name, every_lock=restart or shard is None)
                     run._agree(wanted, restart=restart)
                 run.parts_folder.mkdir(exist_ok=True)
+                _fsync_folder(run.folder)
                 run._remove_leftovers(Path(os.path.realpath(table)).parent)
             except filelock.Timeout as error:
                 raise RunLocked(
@@ -293,6 +295,13 @@ class RunFolder:
         A broken part counts as not done: it is removed, and the log says so.
         """
         return self._read(self.parts_folder / _part_path(track))
+
+    def parts_of(self, tracks: Iterable[str]) -> Iterator[Part | None]:
+        """Yield the part of each track, or None (as `read_part`); for many tracks of which few may be done."""
+        there = {path.name for path in self._part_files()}
+        for track in tracks:
+            path = _part_path(track)
+            yield self._read(self.parts_folder / path) if path.name in there else None
 
     def parts(self) -> Iterator[Part]:
         """Yield every finished track, in the order of the part names (not of the scan); broken parts as `read_part`."""
@@ -635,12 +644,13 @@ def _listing(folder: Path) -> list[Path]:
         return []
 
 
-def _host() -> str:
+def host() -> str:
+    """Name of this machine, fit for a file name."""
     return re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())[:64] or "_"
 
 
 def _temporary_beside(path: Path) -> Path:
-    return path.with_name(f"{TEMPORARY_PREFIX}{_host()}-{os.getpid()}-{secrets.token_hex(8)}{path.suffix}")
+    return path.with_name(f"{TEMPORARY_PREFIX}{host()}-{os.getpid()}-{secrets.token_hex(8)}{path.suffix}")
 
 
 def _is_abandoned(path: Path) -> bool:
@@ -653,7 +663,7 @@ def _is_abandoned(path: Path) -> bool:
         return False
     if time.time() - written > TEMPORARY_MAX_AGE_S:
         return True
-    if match["host"] != _host():
+    if match["host"] != host():
         return False
     try:
         process = psutil.Process(int(match["pid"]))

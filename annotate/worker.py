@@ -6,6 +6,7 @@ networks (`--exact`, a GPU), `prepare_windows` is what happens here and `finish`
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import hashlib
 import json
@@ -19,12 +20,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from annotate.audio import AudioError, Decoded, decode
+from annotate.audio import AudioError, Decoded, decode, stated_duration_s
 from annotate.corpora import Track, read_tags
-from annotate.store import FeatureCache, FileState, Part, StoreError, cache_key, replace_atomically, write_part
+from annotate.store import CAUSES, FeatureCache, FileState, Part, StoreError, cache_key, host, replace_atomically, write_part
 from models import inference
 from models.bundle import Bundle, BundleError, run_engine
 from models.bundle import load as load_bundle
@@ -33,6 +35,8 @@ Array = NDArray[np.float32]
 log = logging.getLogger("annotate")
 
 MAX_NAME_BYTES = 255  # of a file name, on most file systems
+LONG_S = 600.0  # seconds of audio from which a track is in work alone: an hour needs up to 2.5 GB
+LONG_BYTES = 2**20  # smaller files are not opened to see how long they are
 
 NOTE_COLUMNS = {
     "midi_note_density": "note_density",
@@ -105,10 +109,26 @@ def process(tracks: Sequence[Track], job: Job) -> list[Done]:
         return _process(tracks, job)
     except (StoreError, BundleError):
         raise
+    except OSError as error:
+        refuse_full_disk(error, job)
+        return _one_by_one(tracks, job, error)
     except Exception as error:
-        if len(tracks) > 1:  # find out which one it was
-            return [done for track in tracks for done in process([track], job)]
-        return [fail(tracks[0], unforeseen(error), job)]
+        return _one_by_one(tracks, job, error)
+
+
+def _one_by_one(tracks: Sequence[Track], job: Job, error: Exception) -> list[Done]:
+    """Find out which of a few tracks raised `error`; the others are annotated."""
+    if len(tracks) > 1:
+        return [done for track in tracks for done in process([track], job)]
+    return [fail(tracks[0], unforeseen(error), job)]
+
+
+def refuse_full_disk(error: OSError, job: Job) -> None:
+    """Raise the `StoreError` of a disk that is full or may not be written: no other track would fare better."""
+    if error.errno in CAUSES:
+        cause, next_step = CAUSES[error.errno]
+        where = error.filename or job.run_folder
+        raise StoreError(f"{cause}: {where}; what was done is kept in {job.run_folder}; {next_step}") from error
 
 
 def unforeseen(error: Exception) -> str:
@@ -140,23 +160,45 @@ def fail(track: Track, reason: str, job: Job) -> Done:
 
 
 def _process(tracks: Sequence[Track], job: Job) -> list[Done]:
-    bundle = _bundle(job.bundle)
-    prepared = []
+    done: list[Done] = []
+    batch: list[Prepared] = []
     with Watch(job) as watch:
         for track in tracks:
+            if is_long(track):
+                done += _infer(batch, job, watch)  # lets go of their signals first
+                batch = []
+                with watch.alone(track):
+                    done += _infer([prepare(track, job)], job, watch)
+                continue
             watch.now(track)
-            prepared.append(prepare(track, job))
-        started = time.monotonic()
-        networks = [family for family in job.families if bundle.families[family].weights is not None]
-        predict = {family: inference.onnx_predict(bundle, family) for family in networks}
-        outputs = {}
-        for family in inference.SPECTROGRAM_FAMILIES:
-            if family in job.families:
-                size = job.batch_size or inference.CPU_BATCH[family]
-                windows = _windows(bundle, family, prepared, watch)
-                outputs[family] = inference.infer(predict[family], windows, size)
-        shared = (time.monotonic() - started) / len(tracks)
-        return [finish(one, number, outputs, predict, bundle, job, shared) for number, one in enumerate(prepared)]
+            batch.append(prepare(track, job))
+            if sum(one.row.get("duration_s") or 0.0 for one in batch) > LONG_S:
+                done += _infer(batch, job, watch)
+                batch = []
+        return done + _infer(batch, job, watch)
+
+
+def is_long(track: Track) -> bool:
+    """Whether a track takes so much memory that only one such may be in work on a machine."""
+    return track.size > LONG_BYTES and (stated_duration_s(track.path) or 0.0) > LONG_S
+
+
+def _infer(prepared: Sequence[Prepared], job: Job, watch: Watch) -> list[Done]:
+    """Run the networks on what was prepared, and write the parts."""
+    if not prepared:
+        return []
+    bundle = _bundle(job.bundle)
+    started = time.monotonic()
+    networks = [family for family in job.families if bundle.families[family].weights is not None]
+    predict = {family: inference.onnx_predict(bundle, family) for family in networks}
+    outputs = {}
+    for family in inference.SPECTROGRAM_FAMILIES:
+        if family in job.families:
+            size = job.batch_size or inference.CPU_BATCH[family]
+            windows = _windows(bundle, family, prepared, watch)
+            outputs[family] = inference.infer(predict[family], windows, size)
+    shared = (time.monotonic() - started) / len(prepared)
+    return [finish(one, number, outputs, predict, bundle, job, shared) for number, one in enumerate(prepared)]
 
 
 def prepare_windows(tracks: Sequence[Track], job: Job) -> list[Prepared]:
@@ -165,17 +207,19 @@ def prepare_windows(tracks: Sequence[Track], job: Job) -> list[Prepared]:
     prepared = []
     with Watch(job) as watch:
         for track in tracks:
-            watch.now(track)
             try:
-                one = prepare(track, job)
-                windows = {
-                    family: list(inference.windows_of(bundle.families[family], one.signals))
-                    for family in inference.SPECTROGRAM_FAMILIES
-                    if family in job.families and one.signals
-                }
+                with watch.alone(track) if is_long(track) else watch.on(track):
+                    one = prepare(track, job)
+                    windows = {
+                        family: list(inference.windows_of(bundle.families[family], one.signals))
+                        for family in inference.SPECTROGRAM_FAMILIES
+                        if family in job.families and one.signals
+                    }
             except (StoreError, BundleError):
                 raise
             except Exception as error:
+                if isinstance(error, OSError):
+                    refuse_full_disk(error, job)
                 state = FileState(track.size, track.mtime_ns, None)
                 prepared.append(Prepared(track, state, failed_row(track, unforeseen(error))))
             else:
@@ -365,7 +409,8 @@ def finish(
 class Watch:
     """Leaves a mark of the track at hand, so that a worker's death can be laid to it, and ends a process that hangs.
 
-    The time-out is a track's own: what it took in earlier stages counts.
+    The time-out is a track's own: what it took in earlier stages counts. Clocks are monotonic (the same in all processes of a
+    machine), so that a clock that is set hurts nobody.
     """
 
     def __init__(self, job: Job) -> None:
@@ -384,11 +429,28 @@ class Watch:
         self._stop_clock()
         used = self.used.get(track.track, 0.0)
         self.current = (track.track, time.monotonic())
-        mark = {"track": track.track, "pid": os.getpid(), "since": time.time() - used}
+        mark = {"track": track.track, "pid": os.getpid(), "since": time.monotonic() - used}
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(mark))
         os.replace(temporary, self.path)  # the process may be killed at any instant
         faulthandler.dump_traceback_later(max(self.timeout_s - used, 0.1), exit=True, file=self.sink)
+
+    @contextlib.contextmanager
+    def on(self, track: Track) -> Iterator[None]:
+        """Work on a track like any other."""
+        self.now(track)
+        yield
+
+    @contextlib.contextmanager
+    def alone(self, track: Track) -> Iterator[None]:
+        """Work on a long track while no other process of this machine does so in the same run; waiting costs it no time."""
+        self._stop_clock()
+        self.current = None
+        faulthandler.cancel_dump_traceback_later()
+        self.path.unlink(missing_ok=True)
+        with filelock.FileLock(self.path.with_name(f"long-{host()}.lock"), thread_local=False):
+            self.now(track)
+            yield
 
     def _stop_clock(self) -> None:
         if self.current is not None:
