@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 
+from annotate.cli_merge import merge
 from annotate.console import CORPORA, INTERRUPTED, INTERRUPTED_TEXT, clear_errors, set_up_logging
 
 FAILED_ROWS = 3
@@ -61,11 +62,13 @@ def _end_anyway() -> None:
 
 @main.command()
 @click.argument("audio", nargs=-1, required=True, type=click.Path())
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The table to write (Parquet).")
+@click.option(
+    "--out", required=True, help="The table to write (Parquet); a folder, or a name that ends in /: a dataset of files."
+)
 @click.option("--bundle", default="default", show_default=True, help="Models: name of a built-in bundle, or a folder.")
 @click.option("--models", help="Families, with commas; default: all of the bundle.")
 @click.option("--corpus", type=click.Choice(CORPORA), default="auto", show_default=True, help="Layout of the folders.")
-@click.option("--windows", type=click.Path(path_type=Path), help="Write a second table, one row a window of each network.")
+@click.option("--windows", help="Write a second table, one row a window of each network.")
 @click.option("--midi", type=click.Path(path_type=Path), help="Folder for the transcriptions, one MIDI file a track.")
 @click.option("--jobs", type=click.IntRange(1), help="Worker processes; default: one a usable core.")
 @click.option(
@@ -88,6 +91,9 @@ def _end_anyway() -> None:
     "--timeout", type=click.FloatRange(1, 1e6), default=1800.0, show_default=True, metavar="S", help="Seconds a file may take."
 )
 @click.option("--restart", is_flag=True, help="Discard what an earlier run of this table has done.")
+@click.option(
+    "--shard", metavar="I/N", help="Annotate part I of N; the machines share the run folder, `annotate merge` makes the table."
+)
 @click.option("--deam-as-is", is_flag=True, help="Leave DEAM's exchanged valence and arousal of 2013 as the files have them.")
 @click.option("-q", "--quiet", count=True, help="Warnings and errors only.")
 @click.option("-v", "--verbose", count=True, help="A line a track.")
@@ -115,14 +121,23 @@ def run(audio: tuple[str, ...], **options: Any) -> None:
                 raise click.UsageError(f"--models {options['models']!r} names no family")
         if math.isnan(options["timeout"]):
             raise click.UsageError("--timeout nan must be a number of seconds")
+        if options["shard"] is not None:
+            from annotate.shards import Shard
+
+            try:
+                options["shard"] = str(Shard.parse(options["shard"]))
+            except ValueError as error:
+                raise click.UsageError(str(error)) from None
         result = run_pipeline(
             RunOptions(
                 audio=audio,
-                out=options["out"],
+                out=Path(options["out"]),
+                out_is_folder=options["out"].endswith("/"),
                 bundle=options["bundle"],
                 models=models,
                 corpus=options["corpus"],
-                windows=options["windows"],
+                windows=options["windows"] and Path(options["windows"]),
+                windows_is_folder=bool(options["windows"]) and options["windows"].endswith("/"),
                 midi=options["midi"],
                 jobs=options["jobs"] or 0,
                 device=options["device"],
@@ -139,6 +154,7 @@ def run(audio: tuple[str, ...], **options: Any) -> None:
                 verify=options["verify"],
                 timeout_s=options["timeout"],
                 restart=options["restart"],
+                shard=options["shard"],
                 correct_deam=not options["deam_as_is"],
                 progress=sys.stderr.isatty() and options["quiet"] == 0,
                 command_line=shlex.join(["annotate", *sys.argv[1:]]),
@@ -303,6 +319,9 @@ def train(
         train_families(rated, place, families, folds_run=folds_run, jobs=jobs)
         write_bundle(rated, place, out, families, name=name, version=bundle_version)
         click.echo(f"{out}: bundle {name} {bundle_version}")
+
+
+main.add_command(merge)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ __all__ = [
     "Track",
     "describe",
     "missing_path_hint",
+    "natural_order",
     "path_of",
     "path_text",
     "read_deam",
@@ -386,7 +387,7 @@ def _find_audio(starts: Sequence[str], root: str, messages: list[str]) -> list[_
     if unsupported:
         kinds = ", ".join(f"{count} {extension}" for extension, count in sorted(unsupported.items()))
         messages.append(f"{sum(unsupported.values())} audio files of unsupported formats left out ({kinds})")
-    return sorted(found.values(), key=lambda file: _natural(file.track))
+    return sorted(found.values(), key=lambda file: natural_order(file.track))
 
 
 def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
@@ -403,8 +404,8 @@ def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
         return None
 
 
-def _natural(track: str) -> tuple[tuple[tuple[int | str, ...], ...], str]:
-    """Sort key: part by part, 2 before 10; equal but for case or zeros: by the text itself."""
+def natural_order(track: str) -> tuple[tuple[tuple[int | str, ...], ...], str]:
+    """Sort key of the scan: part by part, 2 before 10; equal but for case or zeros: by the text itself."""
     above, slash, name = track.casefold().rpartition("/")
     return ((*_natural_folders(above), _natural_part(name)) if slash else (_natural_part(name),)), track
 

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -28,12 +29,14 @@ from typing import Any
 from annotate.corpora import Corpus, Track, path_of, scan
 from annotate.progress import Progress
 from annotate.schema import columns_for, known_tracks, was_in_training, window_columns_for
-from annotate.store import Part, RunFolder, default_cache_folder, replace_atomically
+from annotate.shards import Shard, ShardNote, note_as_json, note_of, own_tracks
+from annotate.store import Part, RunFolder, default_cache_folder
+from annotate.targets import Target
 from annotate.worker import Job, Prepared, decoder_version, fail, finish, midi_path, prepare_windows, process
 from models import inference
 from models.bundle import FAMILIES, Bundle
 from models.bundle import load as load_bundle
-from outputs.table import SCHEMA_VERSION, Column, TableError, read_provenance, write_table
+from outputs.table import SCHEMA_VERSION, Column
 
 log = logging.getLogger("annotate")
 
@@ -73,6 +76,9 @@ class RunOptions:
     verify: bool = False
     timeout_s: float = 1800.0
     restart: bool = False
+    shard: str | None = None  # "2/8"
+    out_is_folder: bool = False  # a dataset of several files; an existing folder always is
+    windows_is_folder: bool = False
     correct_deam: bool = True
     progress: bool = False  # a bar on the terminal
     command_line: str = ""
@@ -112,6 +118,11 @@ def run(options: RunOptions) -> RunResult:
     )
     for message in corpus.messages:
         log.info("%s", message)
+    shard = None if options.shard is None else Shard.parse(options.shard)
+    whole = corpus
+    if shard is not None:
+        corpus = own_tracks(corpus, shard)
+        log.info("shard %s: %d of %d tracks", shard, len(corpus.tracks), len(whole.tracks))
     device = choose_device(options)
     fingerprint = fingerprint_of(bundle, families, exact=options.exact or device != "cpu")
     if options.dry_run:
@@ -124,7 +135,7 @@ def run(options: RunOptions) -> RunResult:
         n_done = len(corpus.tracks) - len(todo)
         log.info("dry run: %d tracks would be annotated, %d are done", len(todo[: options.limit]), n_done)
         return RunResult(n_done, 0, 0, written=False)
-    with RunFolder.open(out, fingerprint, restart=options.restart) as folder:
+    with RunFolder.open(out, fingerprint, restart=options.restart, shard=options.shard) as folder:
         pending = pending_tracks(corpus, folder, families, options)
         left = pending[len(pending) if options.limit is None else options.limit :]
         pending = pending[: options.limit]
@@ -134,24 +145,31 @@ def run(options: RunOptions) -> RunResult:
         with Progress(pending, options.progress, skipped=skipped, device=device) as progress:
             work(pending, bundle, families, folder.folder, device, options, progress)
         outdated = {track.track for track in left if not is_unchanged(track, folder.read_part(track.track), options)}
-        return write(corpus, folder, bundle, chosen, device, options, new=len(pending), outdated=outdated)
+        note = None if shard is None else note_of(shard, whole, corpus, len(left), fingerprint)
+        return write(corpus, folder, bundle, chosen, device, options, new=len(pending), outdated=outdated, note=note)
 
 
 def check_places(options: RunOptions) -> None:
     """Refuse places that cannot be written, or that hold what is none of ours, before anything is done."""
-    for name, path in (("--out", options.out), ("--windows", options.windows)):
-        if path is None:
-            continue
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"{name} {path}: there is no folder {path.parent}; make it first")
-        if path.is_dir():
-            raise RunError(f"{name} {path} is a folder, it must be a file name")
-        if path.exists():
-            held(path, name)
+    for target in targets_of(options):
+        target.check()
     if options.windows is not None and os.path.realpath(options.windows) == os.path.realpath(options.out):
         raise RunError(f"--windows {options.windows} and --out are the same file; give each a name of its own")
+    if options.shard is not None and options.restart:
+        raise RunError(
+            f"--restart with --shard {options.shard} would discard what the other shards have done: "
+            f"remove {options.out.with_name(f'{options.out.name}.run')} once, before all shards"
+        )
     if options.midi is not None and options.midi.exists() and not options.midi.is_dir():
         raise RunError(f"--midi {options.midi} is not a folder")
+
+
+def targets_of(options: RunOptions) -> tuple[Target, ...]:
+    """Where the table goes, and the table of windows where there is one."""
+    out = Target(options.out, options.out_is_folder or options.out.is_dir(), "--out")
+    if options.windows is None:
+        return (out,)
+    return (out, Target(options.windows, options.windows_is_folder or options.windows.is_dir(), "--windows"))
 
 
 def fingerprint_of(bundle: Bundle, families: Sequence[str], *, exact: bool) -> dict[str, Any]:
@@ -253,6 +271,7 @@ def work(
         windows=options.windows is not None,
         timeout_s=options.timeout_s,
         batch_size=options.batch_size,
+        marks="started" if options.shard is None else f"started-{options.shard.replace('/', '-of-')}",
     )
     if not pending:
         return
@@ -317,7 +336,7 @@ def run_chunks(
     take: Callable[[Any], str],
 ) -> tuple[set[str], list[dict[str, Any]] | None]:
     """Run a worker function on each chunk; the tracks with a result, and, if a process died, what was in work."""
-    marks = job.run_folder / "started"
+    marks = job.run_folder / job.marks
     for stale in marks.glob("*.json"):
         stale.unlink()
     finished: set[str] = set()
@@ -409,6 +428,8 @@ def rows_of(
     def missing() -> Iterator[Part]:
         if options.keep_missing:
             absent = (part for part in folder.parts() if part.track not in present and part.track not in outdated)
+            if options.shard is not None:
+                absent = (part for part in absent if Shard.parse(options.shard).holds(part.track))
             gone = (part for part in absent if not os.path.lexists(os.path.join(corpus.root, path_of(part.track))))
             yield from sorted(gone, key=lambda part: part.track)
 
@@ -435,22 +456,33 @@ def write(
     *,
     new: int,
     outdated: Set[str],
+    note: ShardNote | None,
 ) -> RunResult:
-    """Write the table from the parts; leaves it as it is when it holds the same rows already."""
+    """Write the table from the parts; leaves it as it is when it holds the same rows already.
+
+    A shard's tables go into the run folder, where `annotate merge` finds them.
+    """
     columns = columns_for(bundle, families, corpus)
-    digest = hashlib.sha256(json.dumps([column.name for column in columns]).encode())
+    about_shard = {} if note is None else {"shard": note_as_json(note)}
+    digest = hashlib.sha256(json.dumps([[column.name for column in columns], about_shard]).encode())
     rows = failed = 0
     for row in rows_of(corpus, folder, bundle, columns, options, outdated):
         digest.update(json.dumps(row, sort_keys=True, default=str).encode())
         rows += 1
         failed += row["status"] == "failed"
     contents = digest.hexdigest()
-    tables = (options.out,) if options.windows is None else (options.out, options.windows)
-    if not new and all(path.exists() and held(path).get("contents_sha256") == contents for path in tables):
-        log.info("nothing to do: %s holds all %d tracks", options.out, rows)
+    targets = targets_of(options)
+    if note is not None:
+        shard = Shard(note.index, note.count)
+        paths = (shard.table(folder.folder), shard.windows_table(folder.folder))
+        targets = tuple(Target(path, False, one.option) for path, one in zip(paths, targets, strict=False))
+        paths[0].parent.mkdir(exist_ok=True)
+    out = targets[0].path
+    if not new and all((target.held() or {}).get("contents_sha256") == contents for target in targets):
+        log.info("nothing to do: %s holds all %d tracks", out, rows)
         return RunResult(rows, new, failed, written=False)
-    provenance = provenance_of(bundle, families, corpus, device, options) | {"contents_sha256": contents}
-    if options.windows is not None:
+    provenance = provenance_of(bundle, families, corpus, device, options) | {"contents_sha256": contents} | about_shard
+    if len(targets) > 1:
         window_columns = window_columns_for(bundle, families)
         names = {column.name for column in window_columns}
 
@@ -461,24 +493,16 @@ def write(
                     if row["family"] in families:
                         yield {"track": track.track} | {name: value for name, value in row.items() if name in names}
 
-        replace_atomically(
-            options.windows, lambda path: write_table(window_rows(), window_columns, provenance, path), kept=folder.folder
-        )
-    replace_atomically(
-        options.out,
-        lambda path: write_table(rows_of(corpus, folder, bundle, columns, options, outdated), columns, provenance, path),
-        kept=folder.folder,
+        targets[1].replace(window_rows, window_columns, provenance, kept=folder.folder)
+    targets[0].replace(
+        lambda: rows_of(corpus, folder, bundle, columns, options, outdated), columns, provenance, kept=folder.folder
     )
-    log.info("%s: %d rows, %d of them failed", options.out, rows, failed)
+    log.info("%s: %d rows, %d of them failed", out, rows, failed)
+    if note is not None:
+        log.info(
+            "when all %d shards have ended: annotate merge %s --out %s", note.count, shlex.quote(str(folder.folder)), options.out
+        )
     return RunResult(rows, new, failed, written=True)
-
-
-def held(table: Path, option: str = "--out") -> dict[str, Any]:
-    """Provenance of an existing table; a file that is none of ours is refused, not overwritten."""
-    try:
-        return read_provenance(table)
-    except TableError as error:
-        raise RunError(f"{option} {table} exists and is not an annotation table ({error}); choose another name") from None
 
 
 def provenance_of(bundle: Bundle, families: Sequence[str], corpus: Corpus, device: str, options: RunOptions) -> dict[str, Any]:

@@ -28,6 +28,7 @@ Conventions
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import functools
 import hashlib
@@ -59,6 +60,8 @@ OPENING_TIMEOUT_S: Final = 60.0
 TEMPORARY_PREFIX: Final = ".annotate-tmp-"
 TEMPORARY_MAX_AGE_S: Final = 24 * 3600.0  # beyond it a temporary file is abandoned, whoever wrote it
 CLOCK_TOLERANCE_S: Final = 60.0  # between this machine and a file server
+AT_FDCWD: Final = -100  # of linux/fcntl.h
+RENAME_EXCHANGE: Final = 2  # of linux/fs.h
 EVICTION_TARGET: Final = 0.9  # of max_bytes, after an eviction
 EVICTION_INTERVAL: Final = 1 / 32  # of max_bytes: written between two scans of the cache, on average
 
@@ -151,6 +154,43 @@ def replace_atomically(path: Path, write: Callable[[Path], None], *, kept: Path 
                 temporary.unlink()
             raise
         _fsync_folder(path.parent)
+
+
+def replace_folder_atomically(path: Path, write: Callable[[Path], None], *, kept: Path | None = None) -> None:
+    """Have `write` fill a new folder, and put it in the place of the folder `path` when its files are on the disk.
+
+    As `replace_atomically`. Where the file system can exchange two folders, a reader finds the old one or the new one at any
+    instant; elsewhere there is none for a moment.
+    """
+    path = Path(os.path.realpath(path))
+    temporary = _temporary_beside(path)
+    with _clear_errors(path, kept):
+        try:
+            temporary.mkdir()
+            write(temporary)
+            for file in sorted(temporary.rglob("*")):
+                if file.is_file():
+                    _fsync_file(file)
+            _fsync_folder(temporary)
+            if not path.exists():
+                os.rename(temporary, path)
+            elif not _exchange(temporary, path):
+                old = _temporary_beside(path)
+                os.rename(path, old)
+                os.rename(temporary, path)
+                shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # after an exchange this is the old folder
+        _fsync_folder(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    return bool(renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0)
 
 
 def write_part(parts_folder: Path, part: Part) -> None:
@@ -385,6 +425,9 @@ class RunFolder:
                 if folder == self.folder and path.is_dir():  # parts that --restart discarded
                     shutil.rmtree(path, ignore_errors=True)
                 elif _is_abandoned(path):
+                    if path.is_dir():  # a dataset that was being written
+                        shutil.rmtree(path, ignore_errors=True)
+                        continue
                     with contextlib.suppress(OSError):
                         path.unlink()
 

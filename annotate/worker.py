@@ -61,6 +61,7 @@ class Job:
     windows: bool  # whether a row a window is kept
     timeout_s: float
     batch_size: int | None  # None: each network's own
+    marks: str = "started"  # folder below the run folder for the marks of tracks at hand; each shard has its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -415,7 +416,7 @@ class Watch:
 
     def __init__(self, job: Job) -> None:
         self.timeout_s = job.timeout_s
-        self.path = job.run_folder / "started" / f"{os.getpid()}.json"
+        self.path = job.run_folder / job.marks / f"{os.getpid()}.json"
         self.used: dict[str, float] = {}  # seconds, by track
         self.current: tuple[str, float] | None = None  # track, when its present stage began
 

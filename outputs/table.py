@@ -1,21 +1,24 @@
-"""The table: one Parquet file that says what its columns mean and where its numbers came from.
+"""The table: one Parquet file, or a folder of them, that says what its columns mean and where its numbers came from.
 
 Conventions
 -----------
 - Columns keep the order in which they are given; what does not exist is a null, never a NaN.
 - Each field's metadata holds its description, unit, low, high and family, as text; what a column lacks is left out.
+- A large table may be a dataset: a folder of files ``part-00000.parquet``, ``part-00001.parquet``, … and nothing else, each
+  with the schema and metadata of the table; their rows, in the order of the names, are its rows.
 - Schema metadata: ``annotate`` is the provenance as JSON with its ``schema_version``, ``pandas`` is what pandas needs.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -25,6 +28,8 @@ import pyarrow.parquet as pq
 
 SCHEMA_VERSION: Final = 1
 ROW_GROUP_ROWS: Final = 10_000
+DATASET_FILE_ROWS: Final = 200_000  # of one file of a dataset: about 130 MB with every family
+DATASET_ROW_GROUP_ROWS: Final = 50_000  # about 30 MB: DuckDB and Polars share row groups among threads, Spark splits at them
 BATCH_ROWS: Final = 500  # rows held as Python objects at a time
 PROVENANCE_KEY: Final = b"annotate"
 LISTED_ROWS: Final = 5  # failed tracks that `describe_table` names
@@ -85,13 +90,84 @@ def write_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], pr
     """
     schema = _schema(columns, provenance)
     try:
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            batches = _batches(rows, columns, schema)
-            while group := list(islice(batches, ROW_GROUP_ROWS // BATCH_ROWS)):
-                writer.write_table(pa.Table.from_batches(group, schema), row_group_size=ROW_GROUP_ROWS)
+        _write_file(_batches(rows, columns, schema), schema, path, ROW_GROUP_ROWS)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+
+def write_dataset(
+    rows: Iterable[Mapping[str, Any]],
+    columns: Sequence[Column],
+    provenance: Mapping[str, Any],
+    folder: Path,
+    *,
+    file_rows: int = DATASET_FILE_ROWS,
+    row_group_rows: int = DATASET_ROW_GROUP_ROWS,
+) -> None:
+    """Write rows to a folder of Parquet files; memory holds one row group.
+
+    Parameters
+    ----------
+    rows, columns, provenance
+        As for `write_table`.
+    folder : Path
+        An empty folder; the caller gives a temporary one and replaces.
+    file_rows, row_group_rows : int
+        Rows of a file and of a row group, each at least one and a multiple of it; the last ones may be smaller.
+
+    Raises
+    ------
+    ValueError
+        As `write_table`; sizes that do not fit.
+    """
+    if row_group_rows < 1 or file_rows < row_group_rows or file_rows % row_group_rows:
+        raise ValueError(f"file_rows={file_rows} must be a multiple of row_group_rows={row_group_rows}, which must be >= 1")
+    schema = _schema(columns, provenance)
+    batches = _batches(rows, columns, schema, size=math.gcd(BATCH_ROWS, row_group_rows))
+    for number in count():
+        first = next(batches, None)
+        if first is None and number:
+            return
+        some = _up_to(file_rows, chain([] if first is None else [first], batches))
+        _write_file(some, schema, folder / f"part-{number:05d}.parquet", row_group_rows)
+
+
+def _up_to(n_rows: int, batches: Iterator[Any]) -> Iterator[Any]:
+    """Batches until they hold `n_rows`; batches divide it."""
+    held = 0
+    while held < n_rows:
+        batch = next(batches, None)
+        if batch is None:
+            return
+        held += batch.num_rows
+        yield batch
+
+
+def _write_file(batches: Iterator[Any], schema: Any, path: Path, row_group_rows: int) -> None:
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        while group := list(_up_to(row_group_rows, batches)):
+            writer.write_table(pa.Table.from_batches(group, schema), row_group_size=row_group_rows)
+
+
+def table_files(path: Path) -> list[Path]:
+    """The Parquet files of a table, in the order of its rows: itself, or the files of a dataset.
+
+    Raises
+    ------
+    TableError
+        A folder that holds no dataset of ours, or one that lacks files.
+    """
+    if not path.is_dir():
+        return [path]
+    names = sorted(entry.name for entry in path.iterdir())
+    if not names:
+        raise TableError(f"{path}: an empty folder")
+    for number, name in enumerate(names):
+        if name != f"part-{number:05d}.parquet":
+            expected = f"part-{number:05d}.parquet"
+            raise TableError(f"{path}: not a dataset of ours: {_printable(name)} where {expected} is expected")
+    return [path / name for name in names]
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
@@ -102,14 +178,24 @@ def read_provenance(path: Path) -> dict[str, Any]:
     TableError
         If the file is not Parquet, was not written by `write_table`, or has a newer schema version.
     """
-    return _provenance(_read(path, lambda file: file.schema_arrow), path)
+    return _provenance(_read(table_files(path)[0], lambda file: file.schema_arrow), path)
 
 
 def read_columns(path: Path) -> tuple[Column, ...]:
     """Read what the columns of a table mean, in their order; errors as `read_provenance`."""
-    schema = _read(path, lambda file: file.schema_arrow)
+    schema = _read(table_files(path)[0], lambda file: file.schema_arrow)
     _provenance(schema, path)
     return tuple(_column(field, path) for field in schema)
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table one by one, a few hundred of them in memory; errors as `read_provenance`."""
+    columns = read_columns(path)
+    names = [column.name for column in columns]
+    for file in table_files(path):
+        with file.open("rb") as stream:
+            for batch in pq.ParquetFile(stream).iter_batches(batch_size=BATCH_ROWS, columns=names):
+                yield from batch.to_pylist()
 
 
 def describe_table(path: Path) -> str:
@@ -121,8 +207,12 @@ def describe_table(path: Path) -> str:
     columns = read_columns(path)
     names = [column.name for column in columns]
     state = [name for name in ("track", "status", "error", "warning") if name in names]
-    n_rows, table = _read(path, lambda file: (file.metadata.num_rows, file.read(columns=state)))
-    lines = [f"{_printable(str(path))}: {n_rows} rows, {len(columns)} columns", *_states(table.to_pydict())]
+    files = table_files(path)
+    read = [_read(file, lambda file: (file.metadata.num_rows, file.read(columns=state))) for file in files]
+    n_rows = sum(rows for rows, _ in read)
+    table = pa.concat_tables([part for _, part in read]) if state else pa.table({})
+    in_files = f" in {len(files)} files" if path.is_dir() else ""
+    lines = [f"{_printable(str(path))}: {n_rows} rows, {len(columns)} columns{in_files}", *_states(table.to_pydict())]
     lines += ["", "Columns by family"]
     for family in dict.fromkeys(column.family for column in columns):
         members = [column.name for column in columns if column.family == family]
@@ -159,12 +249,13 @@ def _field_metadata(column: Column) -> dict[str, str]:
     }
 
 
-def _batches(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], schema: Any) -> Iterator[Any]:
+def _batches(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], schema: Any, size: int | None = None) -> Iterator[Any]:
     names = [column.name for column in columns]
     known = frozenset(names)
     remaining = iter(rows)
+    size = BATCH_ROWS if size is None else size
     first = 0
-    while batch := list(islice(remaining, BATCH_ROWS)):
+    while batch := list(islice(remaining, size)):
         for number, row in enumerate(batch, start=first):
             if row.get("track") is None:
                 raise ValueError(f"row {number} lacks 'track'")

@@ -112,3 +112,32 @@ def in_subprocess(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., 
         return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
     return run
+
+
+FORTY_FAMILIES = ("va", "notes")
+
+
+@pytest.fixture(scope="session")
+def forty_tracks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty chords of 0.6 s in the folders a/ and b/; not to be changed."""
+    import numpy as np
+    import soundfile
+
+    folder = tmp_path_factory.mktemp("forty") / "forty"
+    time_s = np.arange(round(0.6 * 22_050)) / 22_050
+    for number in range(40):
+        pitches = 220.0 * 2 ** (np.array([number, number + 4 - number % 2, number + 7]) / 12)
+        path = folder / ("a" if number < 20 else "b") / f"{number + 1}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, 0.2 * np.sin(2 * np.pi * pitches[:, None] * time_s).sum(axis=0), 22_050)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def forty_table(forty_tracks: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Table of the forty tracks by one run on one machine; not to be changed."""
+    from annotate.pipeline import RunOptions, run
+
+    out = tmp_path_factory.mktemp("forty table") / "t.parquet"
+    run(RunOptions(audio=(str(forty_tracks),), out=out, models=FORTY_FAMILIES, cache=shared_cache, jobs=2))
+    return out

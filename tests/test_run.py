@@ -519,7 +519,7 @@ def test_unreadable_file(in_process: Invoke, corpus: Path, tmp_path: Path) -> No
         (("{tmp}/Music", "Data", "--out", "{tmp}/t.parquet"), 2, "quote a path that holds a space"),
         (("{tmp}/empty", "--out", "{tmp}/t.parquet"), 1, "no audio"),
         (("{corpus}", "--out", "{tmp}/absent/t.parquet"), 2, "there is no folder"),
-        (("{corpus}", "--out", "{tmp}/empty"), 1, "is a folder"),
+        (("{corpus}", "--out", "{corpus}"), 1, "is a folder that holds other things"),
         (("{corpus}", "--out", "{tmp}/letter.txt"), 1, "not an annotation table"),
         (("{corpus}", "--out", "{tmp}/t.parquet", "--windows", "{tmp}/letter.txt"), 1, "not an annotation table"),
         (("{corpus}", "--out", "{tmp}/t.parquet", "--windows", "{tmp}/absent/w.parquet"), 2, "there is no folder"),

@@ -266,3 +266,45 @@ def test_a_truncated_table_is_refused(path):
 def test_a_missing_file_stays_a_missing_file(path):
     with pytest.raises(FileNotFoundError, match=r"t\.parquet"):
         read_provenance(path)
+
+
+def test_a_dataset_is_one_table_for_every_reader(tmp_path):
+    import duckdb
+    import polars
+
+    columns = [Column("track", "string", "", None, None, None, "scan"), Column("value", "float", "", "s", 0.0, None, "scan")]
+    rows = [{"track": f"{number:04d}", "value": None if number % 7 == 0 else number / 8} for number in range(1050)]
+    folder = tmp_path / "t"
+    folder.mkdir()
+    table.write_dataset(rows, columns, PROVENANCE, folder, file_rows=500, row_group_rows=125)
+    files = sorted(file.name for file in folder.iterdir())
+    assert files == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    sizes = [pq.ParquetFile(folder / name).metadata for name in files]
+    assert [[one.row_group(k).num_rows for k in range(one.num_row_groups)] for one in sizes] == [[125] * 4, [125] * 4, [50]]
+    expected = [row["track"] for row in rows]
+    by_pandas = pd.read_parquet(folder)
+    assert by_pandas["track"].tolist() == expected
+    assert str(by_pandas["value"].dtype) == "float32"
+    by_duckdb = duckdb.sql(f"SELECT track, value FROM read_parquet('{folder}/*.parquet') ORDER BY track").fetchall()
+    by_polars = polars.read_parquet(folder)
+    assert by_duckdb == by_polars.sort("track").rows() == [(row["track"], row["value"]) for row in rows]
+    assert by_polars["track"].to_list() == expected
+    # ours
+    assert [row["track"] for row in table.read_rows(folder)] == expected
+    assert table.read_columns(folder) == tuple(columns)
+    assert table.read_provenance(folder) == {**PROVENANCE, "schema_version": table.SCHEMA_VERSION}
+    assert "1050 rows, 2 columns in 3 files" in describe_table(folder)
+    (folder / "part-00001.parquet").unlink()
+    with pytest.raises(table.TableError, match=r"part-00002\.parquet where part-00001\.parquet is expected"):
+        table.read_provenance(folder)
+
+
+def test_no_rows_still_make_a_dataset(tmp_path):
+    table.write_dataset(iter(()), COLUMNS, PROVENANCE, tmp_path)
+    assert pd.read_parquet(tmp_path).shape == (0, len(COLUMNS))
+
+
+@pytest.mark.parametrize(("file_rows", "row_group_rows"), [(100, 0), (10, 20), (150, 100)])
+def test_sizes_of_a_dataset_must_fit(tmp_path, file_rows, row_group_rows):
+    with pytest.raises(ValueError, match="must be a multiple of"):
+        table.write_dataset([], COLUMNS, {}, tmp_path, file_rows=file_rows, row_group_rows=row_group_rows)
