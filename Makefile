@@ -2,6 +2,7 @@
 # make test      install, run the tests
 # make annotate DATA="Music Data/" OUT=x.parquet
 # make bundle DATA=../shared/data OUT=bundles/mine     train every family (hours)
+# make trials BUNDLE=bundles/mine MUSIC=../shared/data/emotify    twins, robustness, failures into an unpublished bundle's card
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DATA ?=
@@ -10,7 +11,7 @@ BIN := .venv/bin
 UV := .uv/bin/uv
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: install demo test annotate lint bundle clean
+.PHONY: install demo test annotate lint bundle trials clean
 
 # uv lives in a venv of its own, so that the project's environment is exactly what the lock says
 $(UV):
@@ -49,6 +50,12 @@ bundle: install
 	@test -n "$(DATA)" || { echo 'say: make bundle DATA=../shared/data OUT=bundles/mine'; exit 2; }
 	$(BIN)/annotate train all "$(DATA)/soundtracks" "$(DATA)/emotify" "$(DATA)/musifeast17" \
 	    --word-norms "$(DATA)/muse/warriner_vad_gems_words.csv" --out "$(OUT)" --name default
+	$(MAKE) trials BUNDLE="$(OUT)" MUSIC="$(DATA)/emotify"
+
+trials: install
+	@test -n "$(BUNDLE)" -a -n "$(MUSIC)" || { echo 'say: make trials BUNDLE=bundles/mine MUSIC=../shared/data/emotify'; exit 2; }
+	$(BIN)/annotate bundle trials "$(BUNDLE)" "$(MUSIC)" --out "$(BUNDLE).trials.json" --work "$(BUNDLE).trials.work" --complete
+	rm -rf "$(BUNDLE).trials.work"
 
 clean:
 	rm -rf .venv .uv demo demo.parquet demo.parquet.run .pytest_cache .mypy_cache .ruff_cache

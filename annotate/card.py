@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
 
 TRIALS_FILE = "trials.json"
 CARD_FILE = "README.md"
@@ -260,7 +264,7 @@ def robustness_lines(robustness: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "| model | " + " | ".join(changes) + " | labels within the rule |"
     yield "|---|" + "---|" * (len(changes) + 1)
-    labels: Sequence[Mapping[str, Any]] = robustness["labels"]
+    labels: Sequence[Mapping[str, Any]] = [one for one in robustness["labels"] if one["mean"] is not None]
     over = []
     for family in dict.fromkeys(one["family"] for one in labels):
         cells = []
@@ -272,10 +276,17 @@ def robustness_lines(robustness: Mapping[str, Any]) -> Iterator[str]:
         columns = dict.fromkeys(one["column"] for one in ours)
         within = [column for column in columns if all(one["mean"] < rule for one in ours if one["column"] == column)]
         yield f"| `{family}` | " + " | ".join(cells) + f" | {len(within)} of {len(columns)} |"
-        over += [one for one in ours if one["mean"] >= rule]
+        worst_of = (
+            max((one for one in ours if one["column"] == column), key=lambda one: float(one["mean"])) for column in columns
+        )
+        over += [one for one in worst_of if one["mean"] >= rule]
     yield ""
     if over:
-        yield "Over the rule: " + ", ".join(f"{one['column']} {one['change']} {one['mean']:.2f}" for one in over) + "."
+        yield (
+            "Over the rule, at their worst change: "
+            + ", ".join(f"{one['column']} {one['mean']:.2f} ({one['change']})" for one in over)
+            + "."
+        )
     else:
         yield "Every label is within the rule under every change."
 
@@ -320,13 +331,31 @@ def failures_lines(failures: Mapping[str, Any]) -> Iterator[str]:
             yield f"| `{family}` | " + " | ".join(cells) + " |"
 
 
+def models_digest(bundle: Bundle) -> str:
+    """SHA-256 over the digests of all files of a bundle but its card and its trials: the models that were tried."""
+    files = {name: digest for name, digest in bundle.manifest["files"].items() if name not in (CARD_FILE, TRIALS_FILE)}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
 def complete(folder: Path, trials: Path) -> None:
-    """Put trials into an unpublished bundle: `trials.json`, a card with them, and all digests anew."""
+    """Put trials into a bundle that is not published yet: `trials.json`, a card with them, and all digests anew.
+
+    Raises
+    ------
+    BundleError
+        If the folder holds no sound bundle.
+    ValueError
+        If the trials are none, or of other models.
+    """
     from models.bundle import load, write_manifest
 
-    held = load(str(folder))
+    held = load(str(folder.resolve()))
     text = trials.read_text(encoding="utf-8")
     measured = json.loads(text)
+    if not isinstance(measured, dict) or measured.get("kind") != "trials":
+        raise ValueError(f"{trials}: not the trials of a bundle, see annotate bundle trials")
+    if measured["bundle"]["models_sha256"] != models_digest(held):
+        raise ValueError(f"{trials}: trials of other models than those of {folder}; try this bundle itself")
     manifest = {key: value for key, value in held.manifest.items() if key not in ("format", "files")}
     for name, content in ((TRIALS_FILE, text), (CARD_FILE, card(manifest, measured))):
         temporary = folder / f"{name}.tmp"

@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from annotate.cli_merge import merge
+from annotate.cli_trials import trials
 from annotate.console import CORPORA, INTERRUPTED, INTERRUPTED_TEXT, clear_errors, set_up_logging
 
 FAILED_ROWS = 3
@@ -322,6 +323,7 @@ def train(
 
 
 main.add_command(merge)
+bundle.add_command(trials)
 
 
 if __name__ == "__main__":

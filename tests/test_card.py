@@ -97,7 +97,7 @@ def test_trials_are_in_the_card_as_they_were_measured(manifest: dict[str, Any]) 
     assert "| `midlevel` | 7 of 12 | 11 of 12 |" in text
     assert "| `best_midlevel` | 12 of 12 | 9 of 12 |" in text
     assert "| `joint` | 0.21 (film_happy 0.31) | 0.03 (film_sad 0.04) | 1 of 2 |" in text
-    assert "Over the rule: film_happy mp3 0.31." in text
+    assert "Over the rule, at their worst change: film_happy 0.31 (mp3)." in text
     assert "| silence | 1, 1 failed | silent: no sample |  |  |  |" in text
     assert (
         "| white noise | 2 | no notes found | pop 1, rock 1 | 1 of 2 | film_anger 6.50 (+3.1), film_happy 2.50 (-0.4) |" in text
