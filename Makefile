@@ -3,6 +3,7 @@
 # make annotate DATA="Music Data/" OUT=x.parquet
 # make bundle DATA=../shared/data OUT=bundles/mine     train every family (hours)
 # make trials BUNDLE=bundles/mine MUSIC=../shared/data/emotify    twins, robustness, failures into an unpublished bundle's card
+# make evaluation [DATA=../shared/data] [EVALUATIONS="eval/folds eval/unseen"]    docs/evaluation.md and README's table anew
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DATA ?=
@@ -11,7 +12,7 @@ BIN := .venv/bin
 UV := .uv/bin/uv
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: install demo test annotate lint bundle trials clean
+.PHONY: install demo test annotate lint bundle trials evaluation clean
 
 # uv lives in a venv of its own, so that the project's environment is exactly what the lock says
 $(UV):
@@ -56,6 +57,10 @@ trials: install
 	@test -n "$(BUNDLE)" -a -n "$(MUSIC)" || { echo 'say: make trials BUNDLE=bundles/mine MUSIC=../shared/data/emotify'; exit 2; }
 	$(BIN)/annotate bundle trials "$(BUNDLE)" "$(MUSIC)" --out "$(BUNDLE).trials.json" --work "$(BUNDLE).trials.work" --complete
 	rm -rf "$(BUNDLE).trials.work"
+
+# after the built-in bundle has changed: docs/evaluation.md, its figure, and README's table
+evaluation: install
+	$(BIN)/python benchmarks/evaluation.py $(if $(DATA),--data "$(DATA)") $(if $(EVALUATIONS),--evaluation $(EVALUATIONS))
 
 clean:
 	rm -rf .venv .uv demo demo.parquet demo.parquet.run .pytest_cache .mypy_cache .ruff_cache
