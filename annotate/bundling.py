@@ -40,15 +40,25 @@ SALIENCE_THRESHOLD = 0.4  # founding document 000
 THRESHOLD_GRID = np.arange(0.05, 0.71, 0.01)  # predicted shares seldom reach the document's .30-.70
 FEWEST_POSITIVES = 5
 LICENCE = "weights MIT; trained on audio and ratings that are for research use"
-FRONT_END = {"midlevel": "StftSpec", "joint": "LogFrequencySpec", "emotion": "MelMfccContrastSpec", "crnn": "MelSpec"}
+FRONT_END = {
+    "midlevel": "StftSpec",
+    "joint": "LogFrequencySpec",
+    "a2e": "LogFrequencySpec",
+    "a2mid2e": "LogFrequencySpec",
+    "emotion": "MelMfccContrastSpec",
+    "crnn": "MelSpec",
+}
 ARCHITECTURE = {
     "midlevel": "midlevel",
     "probe": "probe",
     "joint": "joint",
+    "a2e": "a2e",
+    "a2mid2e": "joint",  # the same graph, trained in two stages
     "emotion": "emotion",
     "crnn": "crnn",
     "va": "va_dense",
     "vaseq": "va_sequence",
+    "vatransfer": "va_transferred",
 }
 POOLING = "mean over windows"
 SPLIT = "grouped by artist (Emotify, MUSIFEAST-17) or album (Soundtracks), no group on both sides"
@@ -56,10 +66,13 @@ SPLIT = "grouped by artist (Emotify, MUSIFEAST-17) or album (Soundtracks), no gr
 SCORED = {
     "midlevel": (("midlevel", "midlevel"),),
     "joint": (("film", "film"), ("joint", "midlevel")),
+    "a2e": (("a2e_film", "film"),),
+    "a2mid2e": (("a2mid2e_film", "film"), ("a2mid2e_mid", "midlevel")),
     "probe": (("gems", "gems"),),
     "emotion": (("emotion", "gems"),),
     "va": (("va", "va mean"), ("va", "va std")),
     "vaseq": (("vaseq", "va mean"), ("vaseq", "va std")),
+    "vatransfer": (("vatransfer", "va mean"), ("vatransfer", "va std")),
     "crnn": (("crnn", "vad"),),
     "descriptors": (("desc_midlevel", "midlevel"), ("desc_film", "film"), ("desc_gems", "gems"), ("desc_va", "va mean")),
     "best": (("best_midlevel", "midlevel"), ("best_film", "film"), ("best_gems", "gems"), ("best_va", "va mean")),
@@ -79,8 +92,12 @@ BEST_LABELS = {
 }
 
 
-def write_bundle(rated: Rated, work: Path, out: Path, families: Sequence[str], *, name: str, version: str) -> None:
+def write_bundle(
+    rated: Rated, work: Path, out: Path, families: Sequence[str], *, name: str, version: str, frozen: str | None = None
+) -> None:
     """Make a bundle of the trained families in a working folder.
+
+    `frozen` names the bundle whose mid-level network the probe was fitted on: it goes into this one as it is.
 
     Raises
     ------
@@ -91,7 +108,7 @@ def write_bundle(rated: Rated, work: Path, out: Path, families: Sequence[str], *
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{out.name}.", dir=out.parent))
     try:
-        _fill(temporary, rated, work, families, name=name, version=version)
+        _fill(temporary, rated, work, families, name=name, version=version, frozen=frozen)
         bundles.load(str(temporary))
         temporary.chmod(0o755)
         os.replace(temporary, out)  # replaces an empty folder, nothing else
@@ -100,13 +117,17 @@ def write_bundle(rated: Rated, work: Path, out: Path, families: Sequence[str], *
         raise
 
 
-def _fill(temporary: Path, rated: Rated, work: Path, families: Sequence[str], *, name: str, version: str) -> None:
+def _fill(
+    temporary: Path, rated: Rated, work: Path, families: Sequence[str], *, name: str, version: str, frozen: str | None
+) -> None:
     predictions = out_of_fold(rated, work, families)
     reference: dict[str, Array] = {}
     entries: dict[str, Any] = {}
     explanation: dict[str, Any] = {}
     for family in bundles.FAMILIES:
-        if family in families and family in ARCHITECTURE:
+        if family == "midlevel" and "probe" in families and family not in families and frozen is not None:
+            entries[family] = _frozen_entry(frozen, temporary, reference)
+        elif family in families and family in ARCHITECTURE:
             print(f"packing {family}", flush=True)
             entries[family] = _network_entry(rated, work, family, temporary, reference, explanation)
         elif family == "descriptors" and family in families:
@@ -126,7 +147,8 @@ def _fill(temporary: Path, rated: Rated, work: Path, families: Sequence[str], *,
     scores = score(rated, predictions)
     ceiling = _ceiling(rated)
     for family, entry in entries.items():
-        entry["scores"] = {f"{prefix} on {corpus}": table for (owner, prefix, corpus), table in scores.items() if owner == family}
+        own = {f"{prefix} on {corpus}": table for (owner, prefix, corpus), table in scores.items() if owner == family}
+        entry["scores"] = own
     if "crnn" in entries and f"genre_p_{GENRES.labels[0]}" in predictions:
         entries["crnn"]["genre"] = _genre_scores(rated, predictions)
     arrays: dict[str, Any] = dict(reference)
@@ -214,6 +236,13 @@ def _outputs(family: str) -> list[dict[str, Any]]:
     ) -> dict[str, Any]:
         return _block(head, prefix, labels, text, unit, low, high) | more
 
+    def film(prefix: str) -> dict[str, Any]:
+        return block("film", prefix, FILM.labels, "film-music emotion {}", "rating 1-9", 1.0, 9.0, scale=10.0)
+
+    def on_the_way(prefix: str) -> dict[str, Any]:
+        text = "perceived {}, as the film emotions went through it"
+        return block("midlevel", prefix, MIDLEVEL.labels, text, "rating 1-10", 1.0, 10.0, scale=10.0)
+
     def va(prefix: str) -> list[dict[str, Any]]:
         means = block(
             "va", prefix, ("valence_mean", "arousal_mean"), "{} of listeners' ratings, from the notes", "rating 1-9", 1.0, 9.0
@@ -239,22 +268,13 @@ def _outputs(family: str) -> list[dict[str, Any]]:
         "probe": [
             block("gems", "gems", GEMS.labels, "expected share of listeners, linear in mid-level salience: {}", "share", 0.0, 1.0)
         ],
-        "joint": [
-            block("film", "film", FILM.labels, "film-music emotion {}", "rating 1-9", 1.0, 9.0, scale=10.0),
-            block(
-                "midlevel",
-                "joint",
-                MIDLEVEL.labels,
-                "perceived {}, as the film emotions went through it",
-                "rating 1-10",
-                1.0,
-                10.0,
-                scale=10.0,
-            ),
-        ],
+        "joint": [film("film"), on_the_way("joint")],
+        "a2e": [film("a2e_film")],
+        "a2mid2e": [film("a2mid2e_film"), on_the_way("a2mid2e_mid")],
         "emotion": [block("emotion", "emotion", GEMS.labels, "expected share of listeners who feel {}", "share", 0.0, 1.0)],
         "va": va("va"),
         "vaseq": va("vaseq"),
+        "vatransfer": va("vatransfer"),
         "crnn": [
             block(
                 "reg_output",
@@ -276,6 +296,8 @@ def _engine_ranges(family: str) -> dict[str, float]:
     return {
         "midlevel": {"rating": 0.9, "salience": 1.0},
         "joint": {"film": 0.8, "midlevel": 0.9},
+        "a2e": {"film": 0.8},
+        "a2mid2e": {"film": 0.8, "midlevel": 0.9},
         "emotion": {"emotion": 1.0},
         "crnn": {"reg_output": 1.0, "class_output": 1.0},
     }[family]
@@ -295,7 +317,10 @@ def _network_entry(
         "architecture": ARCHITECTURE[family],
         "arguments": arguments,
         "front_end": FRONT_END.get(
-            family, {"va": "22 note statistics", "vaseq": "note sequence", "probe": "salience"}.get(family)
+            family,
+            {"va": "22 note statistics", "vaseq": "note sequence", "vatransfer": "note sequence", "probe": "salience"}.get(
+                family
+            ),
         ),
         "spec": asdict(_spec(FRONT_END[family])) if family in FRONT_END else asdict(_spec("TranscriptionSpec")),
         "window_s": _window_s(family),
@@ -322,7 +347,7 @@ def _network_entry(
         entry["engine_agreement"] = record
         inputs = np.stack(checked[:REFERENCE_WINDOWS])[..., None].astype(np.float16).astype(np.float32)
     else:
-        engine = export.sequence_graph(graph) if family == "vaseq" else export.float_graph(graph)
+        engine = export.sequence_graph(graph) if family in ("vaseq", "vatransfer") else export.float_graph(graph)
         inputs = _small_inputs(rated, work, family)
     (folder / f"{family}.onnx").write_bytes(engine)
     reference[f"{family}/input"] = inputs.astype(np.float16) if family in FRONT_END else inputs
@@ -351,6 +376,20 @@ def _network_entry(
     return entry
 
 
+def _frozen_entry(source: str, folder: Path, reference: dict[str, Array]) -> dict[str, Any]:
+    """Mid-level network of another bundle, file by file; its scores stay with that bundle."""
+    bundle = bundles.load(source)
+    held = bundle.families["midlevel"]
+    for name in (held.weights, held.engine):
+        if name is not None:
+            shutil.copyfile(bundle.file(name), folder / name)
+    with np.load(bundle.file("reference.npz"), allow_pickle=False) as arrays:
+        reference |= {key: arrays[key] for key in arrays.files if key.startswith("midlevel/")}
+    entry: dict[str, Any] = dict(bundle.manifest["families"]["midlevel"])
+    entry.pop("scores", None)
+    return entry | {"taken_from": {"name": bundle.name, "version": bundle.version, "digest": bundle.digest}}
+
+
 def _arguments(family: str, trained: Any) -> dict[str, Any]:
     """Architecture arguments of a trained network that its weights do not hold."""
     if family == "emotion":
@@ -362,6 +401,16 @@ def _arguments(family: str, trained: Any) -> dict[str, Any]:
         config = next(layer for layer in trained.layers if type(layer).__name__ == "Rescaling").get_config()
         scale, offset = np.array(config["scale"]), np.array(config["offset"])
         return {"mean": (-offset / scale).tolist(), "standard_deviation": (1 / scale).tolist()}
+    if family == "vatransfer":
+        notes = next(layer for layer in trained.layers if hasattr(layer, "standard_deviation"))
+        config = next(layer for layer in trained.layers if type(layer).__name__ == "Rescaling").get_config()
+        scale, offset = np.array(config["scale"]), np.array(config["offset"])
+        return {
+            "note_mean": list(notes.mean),
+            "note_standard_deviation": list(notes.standard_deviation),
+            "mean": (-offset / scale).tolist(),
+            "standard_deviation": (1 / scale).tolist(),
+        }
     if family == "vaseq":
         layer = next(layer for layer in trained.layers if hasattr(layer, "standard_deviation"))
         return {"mean": list(layer.mean), "standard_deviation": list(layer.standard_deviation)}
@@ -408,16 +457,15 @@ def _small_inputs(rated: Rated, work: Path, family: str) -> Array:
     if family == "probe":
         salience: Array = np.load(work / "probe" / "salience.npy")[:4].astype(np.float32)
         return salience
-    return np.nan_to_num(rated.stack({"va": "statistics", "vaseq": "sequence"}[family])[:4])
+    return np.nan_to_num(rated.stack("statistics" if family == "va" else "sequence")[:4])
 
 
 def _training_record(rated: Rated, work: Path, family: str) -> dict[str, Any]:
     """Which rated tracks a family learned from: ids by corpus, digests, artist and title."""
-    target = training.TARGET_OF[family]
-    values = values_of(rated, target)
-    known = np.asarray(np.isfinite(values[:, [0, 2]] if target == "va" else values).all(axis=1))
+    known = np.zeros(len(rated.table), bool)
+    known[training.rated_rows(rated, family)] = True
     record = _tracks_record(rated, known)
-    if family in ("midlevel", "joint"):
+    if family in training.TRUNKS:
         others = rated.table.loc[~known, "corpus"]
         record["pseudo_labelled"] = {str(corpus): int(count) for corpus, count in others.value_counts().items()}
     path = work / family / "final" / "recipe.json"

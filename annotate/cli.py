@@ -19,12 +19,12 @@ from typing import Any
 import click
 
 from annotate.cli_merge import merge
+from annotate.cli_train import train
 from annotate.cli_trials import trials
 from annotate.console import CORPORA, INTERRUPTED, INTERRUPTED_TEXT, clear_errors, set_up_logging
 
 FAILED_ROWS = 3
 UNWIND_S = 8.0  # seconds that worker processes have to end after Ctrl-C
-TRAINED = ("midlevel", "probe", "joint", "emotion", "crnn", "va", "vaseq", "descriptors")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -272,54 +272,7 @@ def bundle_verify(name: str) -> None:
         click.echo("ok")
 
 
-@main.command()
-@click.argument("family", metavar="FAMILY")
-@click.argument("corpora", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the bundle to write.")
-@click.option("--work", type=click.Path(path_type=Path), help="Working folder, kept between runs; default: OUT.work.")
-@click.option(
-    "--folds-run", type=click.IntRange(0, 4), default=1, show_default=True, help="Held-out folds a network is scored on."
-)
-@click.option("--word-norms", type=click.Path(path_type=Path), help="Warriner's norms of the GEMS words (CSV), for crnn.")
-@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Processes for the front ends and the trees.")
-@click.option("--name", default="mine", show_default=True, help="Name of the bundle.")
-@click.option("--bundle-version", default="1.0", show_default=True, help="Version of the bundle.")
-def train(
-    family: str,
-    corpora: tuple[Path, ...],
-    out: Path,
-    work: Path | None,
-    folds_run: int,
-    word_norms: Path | None,
-    jobs: int,
-    name: str,
-    bundle_version: str,
-) -> None:
-    r"""Train model families on rated corpora and write a bundle; started again, it goes on where it stopped.
-
-    FAMILY: midlevel, probe, joint, emotion, crnn, va, vaseq, descriptors, several with commas, or all. Splits are by artist or
-    album. Needs the extra `train`.
-
-    \b
-    annotate train va,descriptors soundtracks/ musifeast17/ --out bundles/mine
-    """
-    with clear_errors():
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        families = TRAINED if family == "all" else tuple(part.strip() for part in family.split(","))
-        unknown = [part for part in families if part not in TRAINED]
-        if unknown:
-            raise click.UsageError(f"unknown family {', '.join(unknown)}; choose from {', '.join(TRAINED)}, all")
-        from annotate.bundling import check_request, write_bundle
-        from annotate.training import check_targets, gather
-        from annotate.training import train as train_families
-
-        place = work or out.with_name(f"{out.name}.work")
-        check_request(out, place)
-        rated = gather(corpora, place, word_norms=word_norms, jobs=jobs)
-        check_targets(rated, families, place)
-        train_families(rated, place, families, folds_run=folds_run, jobs=jobs)
-        write_bundle(rated, place, out, families, name=name, version=bundle_version)
-        click.echo(f"{out}: bundle {name} {bundle_version}")
+main.add_command(train)
 
 
 main.add_command(merge)

@@ -6,10 +6,11 @@ killed goes on:
     WORK/arrays/            front-end arrays of each file (annotate.training_data)
     WORK/FAMILY/fold2/      checkpoint, history and out-of-fold predictions of one held-out fold
     WORK/FAMILY/final/      the same for the model that saw every rated track, and its weights
+    WORK/tried.json         every recipe that was tried, a family each
 
-Splits are by artist (Emotify, MUSIFEAST) or album (Soundtracks). Cheap families are scored on `FOLDS` grouped folds, networks on
-`NETWORK_FOLDS`, of which the first `--folds-run` are trained. A teacher for pseudo-labels is fitted anew for every fold, on the
-tracks that the fold trains on.
+Splits are by artist (Emotify, MUSIFEAST) or album (Soundtracks), or published ones. Cheap families are scored on `FOLDS` grouped
+folds, networks on `NETWORK_FOLDS`, of which the first `--folds-run` are trained. A teacher for pseudo-labels is fitted anew for
+every fold, on the tracks that the fold trains on; a bundle as the teacher must not have seen a group of the held-out fold.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,47 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from annotate import training_data
+from annotate.console import log
 from annotate.corpora import read_tags, scan, split_groups
+from annotate.training_labels import (
+    GROUPS,
+    SCALES,
+    LabelFile,
+    Split,
+    check_labels,
+    columns_of,
+    match_ids,
+    parts_of,
+    read_label_file,
+    some,
+)
 from models.labels import FILM, GEMS, GENRES, MIDLEVEL
 
+__all__ = ["columns_of"]
+
 Array = NDArray[np.float32]
+Rows = NDArray[np.intp]
 
 FOLDS = 10  # of the families that train in seconds
-NETWORK_FOLDS = 4  # of the spectrogram networks and the note-sequence network
-VA = ("valence_mean", "valence_std", "arousal_mean", "arousal_std")
-ORDER = ("descriptors", "va", "joint", "midlevel", "crnn", "emotion", "vaseq", "probe")
+NETWORK_FOLDS = 4  # of the spectrogram networks and the note-sequence networks
+CHEAP = ("descriptors", "va", "probe")
+ORDER = ("descriptors", "va", "joint", "midlevel", "a2e", "a2mid2e", "crnn", "emotion", "vaseq", "vatransfer", "probe")
+TRUNKS = ("midlevel", "joint", "a2e", "a2mid2e")  # that learn from the descriptor model beside people unless told otherwise
 DESCRIPTOR_OUTPUTS = ("midlevel", "film", "gems", "va")
+TARGET_OF = {
+    "midlevel": "midlevel",
+    "joint": "film",
+    "a2e": "film",
+    "a2mid2e": "film",
+    "emotion": "gems",
+    "probe": "gems",
+    "crnn": "vad",
+    "va": "va",
+    "vaseq": "va",
+    "vatransfer": "va",
+}
+ALSO_LEARNED = {"joint": "midlevel", "a2mid2e": "midlevel"}  # a second target of a family
+VALIDATION_SHARE_OF_PROBE = 0.2  # of a fold's training part, on which the probe's thresholds are chosen
 
 
 @dataclass(frozen=True)
@@ -46,6 +78,7 @@ class Rated:
     table: pd.DataFrame
     arrays: Path
     listeners: pd.DataFrame | None
+    messages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by corpus: what its readers and splits said
 
     def stack(self, name: str) -> Array:
         """One small array of every track, stacked: (track, …)."""
@@ -56,44 +89,146 @@ class Rated:
         return [training_data.load(self.arrays, digest, name) for digest in self.table["sha256"].iloc[rows]]
 
 
-def gather(corpora: Sequence[Path], work: Path, *, word_norms: Path | None, jobs: int) -> Rated:
+@dataclass(frozen=True)
+class Plan:
+    """How families are trained and held out."""
+
+    recipes: Mapping[str, Any] = field(default_factory=dict)  # by family; a missing one is that of models.networks.RECIPES
+    folds: int | None = None  # None: FOLDS of a cheap family, NETWORK_FOLDS of a network
+    folds_run: int = 1  # of a network; cheap families run all of them
+    final: bool = True  # whether to train on all rated tracks, too
+    teacher: str | None = None  # "BUNDLE:MODEL", "descriptors" (fitted for each fold), "none"; None: as the family does by itself
+    frozen: str | None = None  # bundle whose mid-level network the probe reads; None: the one trained here
+    split: Split | None = None  # a published split instead of folds
+    jobs: int = 2
+
+    def recipe(self, family: str) -> Any:
+        """Recipe of one family."""
+        from models.networks import RECIPES
+
+        return self.recipes.get(family, RECIPES[family])
+
+
+@dataclass(frozen=True)
+class Part:
+    """One model to train: its name, and the rows that it learns from, is stopped by, and is scored on."""
+
+    name: str
+    fold: int | None  # None: the final model, scored on nothing
+    learn: Rows
+    validation: Rows
+    test: Rows
+
+    @property
+    def train(self) -> Rows:
+        """All rows that the model knows of, sorted."""
+        return np.sort(np.concatenate([self.learn, self.validation]))
+
+
+def gather(
+    corpora: Sequence[Path], work: Path, *, word_norms: Path | None = None, jobs: int = 2, labels: LabelFile | None = None
+) -> Rated:
     """Scan corpora, compute the arrays of their tracks, and line up the ratings of each track.
 
-    Columns of the table: corpus, track_key, genre, artist, title, sha256, split_group, and the targets: `midlevel_<7>` (1-10),
-    `film_<8>` (1-9), `gems_<9>` (share), `va_<4>` (1-9), `vad_<3>` (1-9, word norms), NaN where a track has none.
+    Columns of the table: corpus, track, track_key, path, genre, artist, title, sha256, split_group, grouped (whether the group is
+    an artist or album, not the track itself), and the targets: `midlevel_<7>` (1-10), `film_<8>` (1-9), `gems_<9>` (share),
+    `va_<4>` (1-9), `vad_<3>` (1-9, word norms), NaN where a track has none. Labels of a file replace those of the corpora.
     """
     tables, listeners = [], []
+    messages: dict[str, tuple[str, ...]] = {}
     for path in corpora:
         corpus = scan([path])
         tags = {track.track: read_tags(track.path) for track in corpus.tracks}
         groups = split_groups(corpus, tags)
-        if groups.isna().any():
-            unknown = list(groups.index[groups.isna()][:5])
-            print(
-                f"{corpus.name}: {int(groups.isna().sum())} tracks have no artist or album ({', '.join(unknown)}, …): "
-                "each is a group of its own"
+        said = list(corpus.messages)
+        if corpus.rating_without_audio:
+            said.append(f"{len(corpus.rating_without_audio)} rated ids have no audio: {some(corpus.rating_without_audio)}")
+        if corpus.audio_without_rating:
+            said.append(f"{len(corpus.audio_without_rating)} tracks have no rating: {some(corpus.audio_without_rating)}")
+        unknown = groups.isna()
+        if unknown.any():
+            said.append(
+                f"{int(unknown.sum())} tracks have no artist or album ({some(groups.index[unknown])}): each is a group of its "
+                "own, so tracks of one artist may stand on both sides of a split"
             )
-            groups = groups.where(groups.notna(), pd.Series(groups.index, groups.index))
+            groups = groups.where(~unknown, pd.Series(groups.index, groups.index))
+        for line in said:
+            log.info("%s: %s", corpus.name, line)
+        messages[corpus.name] = (*messages.get(corpus.name, ()), *said)
         digests = training_data.extract_all([track.path for track in corpus.tracks], work / "arrays", jobs=jobs)
         table = pd.DataFrame(
             {
                 "corpus": [track.corpus for track in corpus.tracks],
+                "track": [track.track for track in corpus.tracks],
                 "track_key": [track.track_key for track in corpus.tracks],
+                "path": [str(track.path) for track in corpus.tracks],
                 "genre": [track.group for track in corpus.tracks],
                 "artist": [track.artist or tags[track.track].artist for track in corpus.tracks],
                 "title": [track.title or tags[track.track].title for track in corpus.tracks],
                 "sha256": digests,
                 "split_group": [f"{corpus.name}:{group}" for group in groups],
+                "grouped": ~unknown.to_numpy(),
             }
         )
         tables.append(pd.concat([table, _targets(corpus.name, table, corpus.ratings, word_norms)], axis=1))
         if corpus.listeners is not None:
             listeners.append(corpus.listeners)
+    table = pd.concat(tables, ignore_index=True)
+    if labels is not None:
+        table = _with_labels(table, labels)
+    table["split_group"] = _joined_groups(table)
     return Rated(
-        pd.concat(tables, ignore_index=True),
+        table,
         work / "arrays",
         pd.concat(listeners, ignore_index=True) if listeners else None,
+        messages,
     )
+
+
+def _with_labels(table: pd.DataFrame, file: LabelFile) -> pd.DataFrame:
+    labels = read_label_file(file)
+    rows = match_ids(list(labels.index), table["track_key"].astype(str).tolist(), table["track"].tolist(), str(file.path))
+    missing = rows.index[rows < 0]
+    if len(missing):
+        log.warning("%s: %d of %d ids belong to no track: %s", file.path, len(missing), len(rows), some(missing))
+    table = table.copy()
+    held = labels[(rows >= 0).to_numpy()]
+    at = rows[rows >= 0].to_numpy()
+    targets = [str(column) for column in labels if column not in GROUPS]
+    replaced = {column.partition("_")[0] for column in targets}
+    table = table.drop(columns=[c for target in replaced for c in columns_of(target) if c in table])
+    for column in targets:
+        values = np.full(len(table), np.nan)
+        values[at] = held[column].to_numpy(float)
+        table[column] = values
+    unlabelled = np.setdiff1d(np.arange(len(table)), at)
+    if len(unlabelled):
+        log.info("%s: %d tracks have no label in it: %s", file.path, len(unlabelled), some(table["track_key"].iloc[unlabelled]))
+    if "genre" in held:
+        table.loc[table.index[at], "genre"] = held["genre"].to_numpy()
+    for name in ("album", "artist"):
+        if name in held:
+            known = held[name].notna().to_numpy()
+            groups = [f"labels:{' '.join(str(text).split()).casefold()}" for text in held[name][known]]
+            table.loc[table.index[at[known]], "split_group"] = groups
+            table.loc[table.index[at[known]], "grouped"] = True
+    return table
+
+
+def _joined_groups(table: pd.DataFrame) -> list[str]:
+    """Groups, with those that share the bytes of a file made one."""
+    leader = {group: group for group in table["split_group"]}
+
+    def find(group: str) -> str:
+        while leader[group] != group:
+            group = leader[group]
+        return group
+
+    for _, groups in table.groupby("sha256")["split_group"]:
+        first = find(groups.iloc[0])
+        for group in groups.iloc[1:]:
+            leader[find(group)] = first
+    return [find(group) for group in table["split_group"]]
 
 
 def _targets(corpus: str, table: pd.DataFrame, ratings: pd.DataFrame, word_norms: Path | None) -> pd.DataFrame:
@@ -148,41 +283,33 @@ def read_word_norms(path: Path) -> Array:
     return norms.loc[words].to_numpy(np.float32)
 
 
-def columns_of(target: str) -> list[str]:
-    """Target columns of `Rated.table`, in the order of a model's output."""
-    labels = {
-        "midlevel": MIDLEVEL.labels,
-        "film": FILM.labels,
-        "gems": GEMS.labels,
-        "va": VA,
-        "vad": ("valence", "arousal", "dominance"),
-    }[target]
-    return [f"{target}_{label}" for label in labels]
-
-
 def values_of(rated: Rated, target: str) -> Array:
     """Targets, shape (track, label), NaN where a track or a corpus has none."""
     return rated.table.reindex(columns=columns_of(target)).to_numpy(np.float32)
 
 
-TARGET_OF = {
-    "midlevel": "midlevel",
-    "joint": "film",
-    "emotion": "gems",
-    "probe": "gems",
-    "crnn": "vad",
-    "va": "va",
-    "vaseq": "va",
-}
+def targets_of(family: str) -> list[str]:
+    """Targets that a network learns, the main one first."""
+    return [TARGET_OF[family], *([ALSO_LEARNED[family]] if family in ALSO_LEARNED else [])]
 
 
-def check_targets(rated: Rated, families: Sequence[str], work: Path) -> None:
-    """Refuse, before hours of training, families that the corpora have no ratings for.
+def rated_rows(rated: Rated, family: str) -> Rows:
+    """Rows of the tracks that a family can learn from: those with all the human ratings that it needs."""
+    target = TARGET_OF[family]
+    values = values_of(rated, target)
+    known = np.isfinite(values[:, [0, 2]] if target == "va" else values).all(axis=1)
+    if family in ALSO_LEARNED:
+        known &= np.isfinite(values_of(rated, ALSO_LEARNED[family])).all(axis=1)
+    return np.flatnonzero(known)
+
+
+def check_targets(rated: Rated, families: Sequence[str], work: Path, plan: Plan = Plan()) -> None:
+    """Refuse, before hours of training, what cannot be learned from these corpora.
 
     Raises
     ------
     ValueError
-        Naming the family and what it lacks.
+        Naming the family and what it lacks: ratings, a label that varies, ratings in range, groups for the folds, classes.
     """
     for family in families:
         targets = [TARGET_OF[family]] if family in TARGET_OF else list(DESCRIPTOR_OUTPUTS)
@@ -192,8 +319,33 @@ def check_targets(rated: Rated, families: Sequence[str], work: Path) -> None:
             raise ValueError(
                 f"no track of {', '.join(rated.table['corpus'].unique())} has what {family} learns ({columns}){hint}"
             )
-    if "probe" in families and "midlevel" not in families and not (work / "midlevel" / "final" / "record.json").exists():
-        raise ValueError("the probe reads the mid-level network: train midlevel as well")
+        if family == "descriptors":
+            for target in DESCRIPTOR_OUTPUTS:
+                columns_held, values = descriptor_targets(rated, target)
+                check_labels(rated.table, columns_held, family, np.flatnonzero(np.isfinite(values).all(axis=1)).tolist())
+            continue
+        rows = rated_rows(rated, family)
+        if not len(rows):
+            needs = f"{TARGET_OF[family]} and {ALSO_LEARNED[family]}" if family in ALSO_LEARNED else TARGET_OF[family]
+            raise ValueError(f"no track has every rating that {family} learns ({needs})")
+        for target in targets_of(family):
+            check_labels(rated.table, columns_of(target), family, rows.tolist())
+        if family == "crnn":
+            genres = [genre for genre in rated.table["genre"].iloc[rows].dropna().unique() if genre in GENRES.labels]
+            if len(genres) == 1:
+                raise ValueError(f"crnn learns genres, and all tracks are {genres[0]}: one class only")
+        partial = np.isfinite(values_of(rated, TARGET_OF[family])).any(axis=1)
+        left_out = np.setdiff1d(np.flatnonzero(partial), rows)
+        if len(left_out):
+            keys = rated.table["track_key"].iloc[left_out]
+            log.warning("%s: %d tracks lack some of its ratings and are left out: %s", family, len(left_out), some(keys))
+        if plan.split is None:
+            fold_of(rated, rows, plan.folds or (FOLDS if family in CHEAP else NETWORK_FOLDS))
+    has_midlevel = "midlevel" in families or plan.frozen is not None or (work / "midlevel" / "final" / "record.json").exists()
+    if "probe" in families and not has_midlevel:
+        raise ValueError(
+            "the probe reads the mid-level network: train midlevel as well, or name with --frozen a bundle that has one"
+        )
 
 
 def fold_of(rated: Rated, rows: NDArray[Any], folds: int) -> NDArray[Any]:
@@ -209,17 +361,95 @@ def fold_of(rated: Rated, rows: NDArray[Any], folds: int) -> NDArray[Any]:
     table = rated.table.iloc[rows]
     groups = table["split_group"].to_numpy()
     if len(set(groups)) < folds:
-        raise ValueError(f"{len(set(groups))} artists or albums cannot be split into {folds} folds")
+        raise ValueError(
+            f"{len(set(groups))} artists or albums cannot be split into {folds} folds ({some(sorted(set(groups)))}): "
+            "ask for fewer folds, or give more music"
+        )
     strata = table["corpus"] + ":" + table["genre"].fillna("").where(table["corpus"].eq("emotify"), "")
+    counts = strata.map(strata.value_counts())
+    strata = strata.where(counts >= folds, "rare")
+    if (strata == "rare").sum() < folds:
+        strata = strata.replace("rare", strata.mode().iloc[0])
+    if strata.nunique() == 1 or strata.value_counts().min() < folds:
+        strata = pd.Series("all", index=strata.index)
     numbers = np.full(len(rows), -1)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
     for fold, (_, test) in enumerate(splitter.split(np.zeros(len(rows)), strata, groups)):
         numbers[test] = fold
     for fold in range(folds):
-        leaked = set(groups[numbers == fold]) & set(groups[numbers != fold])
-        if leaked:
-            raise AssertionError(f"fold {fold} shares {sorted(leaked)[:3]} with its training part")
+        _check_disjoint(f"fold {fold}", groups[numbers == fold], groups[numbers != fold])
     return numbers
+
+
+def _check_disjoint(name: str, ours: Sequence[str] | NDArray[Any], theirs: Sequence[str] | NDArray[Any]) -> None:
+    shared = set(ours) & set(theirs)
+    if shared:
+        raise AssertionError(f"{name} shares {some(sorted(shared), 3)} with the tracks that its model learns from")
+
+
+def without_validation(rated: Rated, rows: Rows, share: float) -> tuple[Rows, Rows]:
+    """Split off whole groups of `rows` as a validation part of about `share` of the tracks: (rest, validation).
+
+    Raises
+    ------
+    ValueError
+        With a share of 0.5 or more, or too few groups.
+    """
+    if not share:
+        return rows, np.array([], np.intp)
+    numbers = fold_of(rated, rows, max(2, round(1 / share)))
+    return rows[numbers != 0], rows[numbers == 0]
+
+
+def parts_to_train(rated: Rated, rows: Rows, family: str, plan: Plan) -> list[Part]:
+    """Models to train for a family: held-out folds, and the one that learns from every row; groups are disjoint.
+
+    Raises
+    ------
+    AssertionError
+        If a group stood on two sides: never, by construction; checked all the same.
+    """
+    share = float(getattr(plan.recipe(family), "validation_share", 0.0))
+    parts: list[Part] = []
+    if plan.split is not None:
+        parts.append(_published_part(rated, rows, plan.split, share))
+    else:
+        folds = plan.folds or (FOLDS if family in CHEAP else NETWORK_FOLDS)
+        numbers = fold_of(rated, rows, folds)
+        for fold in range(folds if family in CHEAP else min(plan.folds_run, folds)):
+            learn, validation = without_validation(rated, rows[numbers != fold], share)
+            parts.append(Part(f"fold{fold}", fold, learn, validation, rows[numbers == fold]))
+        groups = rated.table["split_group"].to_numpy()
+        for part in parts:
+            _check_disjoint(part.name, groups[part.test], groups[part.train])
+            _check_disjoint(f"validation of {part.name}", groups[part.validation], groups[part.learn])
+    if plan.final:
+        learn, validation = without_validation(rated, rows, share)
+        parts.insert(1, Part("final", None, learn, validation, np.array([], np.intp)))
+    return parts
+
+
+def _published_part(rated: Rated, rows: Rows, split: Split, share: float) -> Part:
+    part = parts_of(split, rated.table).to_numpy()[rows]
+    test, learn, validation = (rows[part == name] for name in ("test", "train", "validation"))
+    for name, found in (("test", test), ("train", learn)):
+        if not len(found):
+            raise ValueError(f"{split.test}: no rated track in the {name} part of the published split")
+    unused = int((part == "none").sum())
+    if unused:
+        log.warning("%s: %d rated tracks are in no part of the published split and are left out", split.test, unused)
+    if share and not len(validation):
+        learn, validation = without_validation(rated, learn, share)
+    groups = rated.table["split_group"].to_numpy()
+    shared = sorted(set(groups[test]) & set(groups[np.concatenate([learn, validation])]))
+    if shared:
+        log.warning(
+            "the published split has %d artists or albums on both sides (%s): its figures are comparable with the "
+            "publication's, and flatter",
+            len(shared),
+            some(shared),
+        )
+    return Part("fold0", 0, learn, validation, test)
 
 
 def _save_predictions(path: Path, rated: Rated, rows: NDArray[Any], fold: NDArray[Any] | int, columns: dict[str, Any]) -> None:
@@ -233,19 +463,29 @@ def _named(columns: Sequence[str], values: Array) -> dict[str, Any]:
     return {column: values[:, number] for number, column in enumerate(columns)}
 
 
-def stage_done(place: Path, rated: Rated, rows: NDArray[Any], targets: Array) -> bool:
-    """Whether a stage has been finished on just these tracks and ratings.
+def stage_done(place: Path, rated: Rated, rows: NDArray[Any], targets: Array, how: Mapping[str, Any] | None = None) -> bool:
+    """Whether a stage has been finished on just these tracks and ratings, in just this way.
 
     Raises
     ------
     ValueError
-        If it was finished on others.
+        If it was finished on others, or by another recipe.
     """
     path = place / "record.json"
     if not path.exists():
         return False
-    if json.loads(path.read_text())["tracks_sha256"] != tracks_digest(rated, rows, targets):
+    record = json.loads(path.read_text())
+    if record["tracks_sha256"] != tracks_digest(rated, rows, targets):
         raise ValueError(f"{place} was trained on other tracks or ratings: choose another --work folder, or remove it")
+    held = record.get("how", {})
+    wanted = json.loads(json.dumps(how or {}))
+    differing = [
+        f"{name} {held[name]!r} there, {wanted.get(name)!r} now" for name in held if name in wanted and held[name] != wanted[name]
+    ]
+    if differing:
+        raise ValueError(
+            f"{place} was trained by another recipe ({some(differing)}): choose another --work folder, or remove {place}"
+        )
     return True
 
 
@@ -257,13 +497,33 @@ def tracks_digest(rated: Rated, rows: NDArray[Any], targets: Array) -> str:
     return digest.hexdigest()
 
 
-def finish_stage(place: Path, rated: Rated, rows: NDArray[Any], targets: Array) -> None:
+def finish_stage(place: Path, rated: Rated, rows: NDArray[Any], targets: Array, how: Mapping[str, Any] | None = None) -> None:
     """Say that a stage is finished: the last thing that is written, atomically."""
     keys = rated.table.iloc[rows][["corpus", "track_key"]]
-    record = {"tracks_sha256": tracks_digest(rated, rows, targets), "trained_on": keys.to_numpy().tolist()}
+    record = {"tracks_sha256": tracks_digest(rated, rows, targets), "trained_on": keys.to_numpy().tolist(), "how": how or {}}
     temporary = place / "record.json.tmp"
     temporary.write_text(json.dumps(record))
     os.replace(temporary, place / "record.json")
+
+
+def how_trained(recipe: Any, plan: Plan) -> dict[str, Any]:
+    """Everything beside the tracks that a finished stage depends on."""
+    return {**asdict(recipe), "teacher": plan.teacher}
+
+
+def note_tried(work: Path, family: str, recipe: Any, plan: Plan) -> int:
+    """Write down that a recipe is tried, and return how many were tried for the family in this working folder."""
+    path = work / "tried.json"
+    tried: dict[str, list[str]] = json.loads(path.read_text()) if path.exists() else {}
+    digest = hashlib.sha256(json.dumps(how_trained(recipe, plan), sort_keys=True, default=str).encode()).hexdigest()[:16]
+    known = tried.setdefault(family, [])
+    if digest not in known:
+        known.append(digest)
+        work.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(tried, indent=1))
+        os.replace(temporary, path)
+    return len(known)
 
 
 # --- the families -------------------------------------------------------------------------------------------------------------
@@ -280,99 +540,154 @@ def descriptor_targets(rated: Rated, target: str) -> tuple[list[str], Array]:
     return columns, rated.table.reindex(columns=columns).to_numpy(np.float32)
 
 
-def train_descriptors(rated: Rated, work: Path, *, jobs: int) -> None:
+def train_descriptors(rated: Rated, work: Path, plan: Plan) -> None:
     """Descriptor models of the four outputs: out-of-fold predictions and ONNX files."""
+    from dataclasses import replace
+
     from models import descriptors
 
-    recipe = descriptors.DescriptorRecipe(jobs=jobs)
+    recipe = replace(plan.recipe("descriptors"), jobs=plan.jobs)
+    how = {name: value for name, value in asdict(recipe).items() if name != "jobs"}
     inputs = descriptor_inputs(rated)
     for target in DESCRIPTOR_OUTPUTS:
         columns, targets = descriptor_targets(rated, target)
         place = work / "descriptors" / target
         rows = np.flatnonzero(np.isfinite(targets).all(axis=1))
-        if not len(rows) or stage_done(place, rated, rows, targets):
+        if not len(rows) or stage_done(place, rated, rows, targets, how):
             continue
-        numbers = fold_of(rated, rows, FOLDS)
-        predicted = np.zeros((len(rows), len(columns)), np.float32)
-        for fold in range(FOLDS):
-            test = numbers == fold
-            model = descriptors.fit(inputs[rows[~test]], targets[rows[~test]], recipe)
-            predicted[test] = model.predict(inputs[rows[test]])
-        _save_predictions(place / "oof.parquet", rated, rows, numbers, _named([f"desc_{c}" for c in columns], predicted))
-        final = descriptors.fit(inputs[rows], targets[rows], recipe)
-        (place / "model.onnx").write_bytes(descriptors.to_onnx(final))
-        finish_stage(place, rated, rows, targets)
-        print(f"descriptors: {target} done, {len(rows)} tracks", flush=True)
+        predictions = []
+        for part in parts_to_train(rated, rows, "descriptors", plan):
+            model = descriptors.fit(inputs[part.train], targets[part.train], recipe)
+            if part.fold is None:
+                place.mkdir(parents=True, exist_ok=True)
+                (place / "model.onnx").write_bytes(descriptors.to_onnx(model))
+            else:
+                predictions.append((part, model.predict(inputs[part.test])))
+        tested = np.concatenate([part.test for part, _ in predictions])
+        folds = np.concatenate([np.full(len(part.test), part.fold) for part, _ in predictions])
+        values = np.concatenate([values for _, values in predictions])
+        order = np.argsort(tested)
+        _save_predictions(
+            place / "oof.parquet", rated, tested[order], folds[order], _named([f"desc_{c}" for c in columns], values[order])
+        )
+        finish_stage(place, rated, rows, targets, how)
+        log.info("descriptors: %s done, %d tracks", target, len(rows))
 
 
-def _teacher(rated: Rated, target: str, rows: NDArray[Any], jobs: int) -> Array:
-    """Predictions of a descriptor model for every track, fitted on `rows` only."""
-    from models import descriptors
-
-    inputs = descriptor_inputs(rated)
-    model = descriptors.fit(inputs[rows], values_of(rated, target)[rows], descriptors.DescriptorRecipe(jobs=jobs))
-    return model.predict(inputs)
-
-
-def train_network(rated: Rated, work: Path, family: str, *, folds_run: int, jobs: int) -> None:
-    """Train one spectrogram network: the first `folds_run` held-out folds, and the final model on every rated track."""
+def train_network(rated: Rated, work: Path, family: str, plan: Plan) -> None:
+    """Train one network: the held-out folds that are asked for, and the final model on every rated track."""
     from models import networks
 
-    recipe = {
-        "midlevel": networks.MIDLEVEL_RECIPE,
-        "joint": networks.JOINT_RECIPE,
-        "emotion": networks.EMOTION_RECIPE,
-        "crnn": networks.CRNN_RECIPE,
-    }[family]
-    main_target = TARGET_OF[family]
-    targets = values_of(rated, main_target)
-    rows = np.flatnonzero(np.isfinite(targets).all(axis=1))
+    recipe = plan.recipe(family)
+    targets = values_of(rated, TARGET_OF[family])
+    rows = rated_rows(rated, family)
     if not len(rows):
-        raise ValueError(f"no track has the ratings that {family} learns ({', '.join(columns_of(main_target))})")
-    numbers = fold_of(rated, rows, NETWORK_FOLDS)
-    for fold in [*range(min(folds_run, 1)), None, *range(1, folds_run)]:
-        place = work / family / ("final" if fold is None else f"fold{fold}")
-        train = rows if fold is None else rows[numbers != fold]
-        if stage_done(place, rated, train, targets):
+        raise ValueError(f"no track has the ratings that {family} learns ({', '.join(columns_of(TARGET_OF[family]))})")
+    how = how_trained(recipe, plan)
+    for part in parts_to_train(rated, rows, family, plan):
+        place = work / family / part.name
+        if stage_done(place, rated, part.train, targets, how):
             continue
-        model = _train_network(rated, family, train, recipe, place, jobs)
-        if fold is not None:
-            test = rows[numbers == fold]
-            _save_predictions(place / "oof.parquet", rated, test, fold, predict_network(rated, family, model, test))
+        model = _train_part(rated, family, part, recipe, place, plan, work)
+        if part.fold is not None:
+            columns = predict_network(rated, family, networks.with_embedding(model), part.test)
+            np.save(place / "embeddings.npy", columns.pop("embedding"), allow_pickle=False)
+            _save_predictions(place / "oof.parquet", rated, part.test, part.fold, columns)
+            if len(part.validation):
+                held = predict_network(rated, family, model, part.validation)
+                _save_predictions(place / "validation.parquet", rated, part.validation, part.fold, held)
         model.save(place / "model.keras")
-        finish_stage(place, rated, train, targets)
+        finish_stage(place, rated, part.train, targets, how)
 
 
-def _train_network(rated: Rated, family: str, train: NDArray[Any], recipe: Any, place: Path, jobs: int) -> Any:
+def _train_part(rated: Rated, family: str, part: Part, recipe: Any, place: Path, plan: Plan, work: Path) -> Any:
     from models import networks
 
-    if family in ("midlevel", "joint"):
-        # human ratings of the training part, and every other corpus by a teacher that saw that part only
-        human = np.zeros(len(rated.table), bool)
-        human[train] = True
-        others = ~np.isfinite(values_of(rated, "midlevel" if family == "midlevel" else "film")).all(axis=1)
-        rows = np.flatnonzero(human | others)
-        weights = np.where(human[rows], 1.0, recipe.pseudo_weight).astype(np.float32)
-        targets = {}
-        for target in ("midlevel", "film"):
-            known = values_of(rated, target)
-            targets[target] = np.where(human[:, None], known, _teacher(rated, target, train, jobs))[rows]
-        if family == "joint":
-            tracks = networks.Tracks(rated.open("log_frequency", rows), targets, weights)
-            return networks.train_joint(tracks, recipe, place)
-        ratings = targets["midlevel"]
-        salience = np.where(human[rows][:, None], networks.salience_targets(ratings), np.nan).astype(np.float32)
-        tracks = networks.Tracks(rated.open("stft", rows), {"rating": ratings, "salience": salience}, weights)
-        return networks.train_midlevel(tracks, recipe, place)
-    weights = np.ones(len(train), np.float32)
-    if family == "emotion":
-        tracks = networks.Tracks(rated.open("segments", train), {"emotion": values_of(rated, "gems")[train]}, weights)
-        return networks.train_emotion(tracks, recipe, place)
-    targets = {
-        "reg_output": (values_of(rated, "vad")[train] - 1) / 8,
-        "class_output": networks.genre_targets(rated.table["genre"].iloc[train].tolist()),
+    teacher = plan.teacher or ("descriptors" if family in TRUNKS else "none")
+    human = np.zeros(len(rated.table), bool)
+    human[part.train] = True
+    rows = part.learn
+    learned = targets_of(family)
+    targets = {target: values_of(rated, target).copy() for target in learned}
+    if teacher != "none" and recipe.pseudo_weight > 0:
+        from annotate.training_teacher import teach
+
+        # every track that no person rated for this family, by a teacher that saw no group of the held-out part
+        unrated = ~np.isfinite(values_of(rated, learned[0])).any(axis=1)
+        for target in learned:
+            taught = teach(rated, target, part, teacher, work, plan)
+            targets[target][unrated] = taught[unrated]
+        groups = rated.table["split_group"]
+        held_out = groups.isin(groups.iloc[np.concatenate([part.test, part.validation])]).to_numpy()
+        usable = unrated & ~held_out & np.isfinite(np.concatenate(list(targets.values()), axis=1)).any(axis=1)
+        rows = np.flatnonzero(np.isin(np.arange(len(human)), part.learn) | usable)
+    weights = np.where(human, 1.0, recipe.pseudo_weight).astype(np.float32)
+
+    if family in ("va", "vaseq", "vatransfer"):
+        inputs = rated.stack("statistics" if family == "va" else "sequence")
+
+        def notes(of: Rows) -> networks.Notes:
+            return networks.Notes(inputs[of], targets["va"][of], weights[of])
+
+        held_notes = notes(part.validation) if len(part.validation) else None
+        if family == "vatransfer":
+            sequence = plan.recipe("vaseq")
+            return networks.train_vatransfer(notes(rows), recipe, place, held_notes, sequence_recipe=sequence)
+        train = networks.train_va if family == "va" else networks.train_vaseq
+        return train(notes(rows), recipe, place, held_notes)
+
+    def tracks(of: Rows) -> networks.Tracks:
+        if family == "midlevel":
+            ratings = targets["midlevel"][of]
+            salience = np.where(human[of][:, None], networks.salience_targets(ratings), np.nan).astype(np.float32)
+            return networks.Tracks(rated.open("stft", of), {"rating": ratings, "salience": salience}, weights[of])
+        if family == "emotion":
+            return networks.Tracks(rated.open("segments", of), {"emotion": targets["gems"][of]}, weights[of])
+        if family == "crnn":
+            heads: dict[str, Array] = {
+                "reg_output": np.asarray((targets["vad"][of] - 1) / 8, np.float32),
+                "class_output": networks.genre_targets(rated.table["genre"].iloc[of].tolist()),
+            }
+            return networks.Tracks(rated.open("mel", of), heads, weights[of])
+        return networks.Tracks(
+            rated.open("log_frequency", of), {name: values[of] for name, values in targets.items()}, weights[of]
+        )
+
+    learned_tracks = tracks(rows)
+    held = tracks(part.validation) if len(part.validation) else None
+    if family == "crnn" and recipe.waveform_copies:
+        learned_tracks = _with_changed_waveforms(rated, learned_tracks, rows, recipe, work, plan.jobs)
+    train_tracks: dict[str, Any] = {
+        "midlevel": networks.train_midlevel,
+        "joint": networks.train_joint,
+        "a2e": networks.train_a2e,
+        "a2mid2e": networks.train_a2mid2e,
+        "emotion": networks.train_emotion,
+        "crnn": networks.train_crnn,
     }
-    return networks.train_crnn(networks.Tracks(rated.open("mel", train), targets, weights), recipe, place)
+    model = train_tracks[family](learned_tracks, recipe, place, held)
+    if family == "a2mid2e":
+        networks.fit_second_stage(model, values_of(rated, "midlevel")[part.learn], values_of(rated, "film")[part.learn])
+    return model
+
+
+def _with_changed_waveforms(rated: Rated, tracks: Any, rows: Rows, recipe: Any, work: Path, jobs: int) -> Any:
+    """CRNN tracks with the chunks of changed copies of their waveforms behind their own."""
+    from dataclasses import replace
+
+    from models import networks
+
+    change = training_data.WaveformChange(recipe.stretch, recipe.pitch_semitones, recipe.noise_db, recipe.seed)
+    table = rated.table.iloc[rows]
+    copies = training_data.change_all(
+        list(zip(map(Path, table["path"]), table["sha256"], strict=True)),
+        work / "changed",
+        change,
+        recipe.waveform_copies,
+        jobs=jobs,
+    )
+    arrays = [networks.JoinedChunks([own, *changed]) for own, changed in zip(tracks.arrays, copies, strict=True)]
+    return replace(tracks, arrays=arrays)
 
 
 def network_windows(rated: Rated, family: str, rows: NDArray[Any]) -> list[list[Array]]:
@@ -387,113 +702,137 @@ def network_windows(rated: Rated, family: str, rows: NDArray[Any]) -> list[list[
             for chunks in rated.open("mel", rows)
         ]
     lengths = [int(length) for length in rated.open("length", rows)]
-    cut, name = {
-        "midlevel": (networks.stft_track_windows, "stft"),
-        "joint": (networks.log_frequency_track_windows, "log_frequency"),
-    }[family]
-    return [list(cut(array, length)) for array, length in zip(rated.open(name, rows), lengths, strict=True)]
+    if family == "midlevel":
+        arrays = rated.open("stft", rows)
+        return [list(networks.stft_track_windows(array, length)) for array, length in zip(arrays, lengths, strict=True)]
+    arrays = rated.open("log_frequency", rows)
+    return [list(networks.log_frequency_track_windows(array, length)) for array, length in zip(arrays, lengths, strict=True)]
 
 
 def predict_network(rated: Rated, family: str, model: Any, rows: NDArray[Any]) -> dict[str, Any]:
-    """Track-level predictions in the table's units, by column name."""
+    """Track-level predictions in the table's units, by column name; `embedding` (track, feature) where the model has it."""
     from models import networks
 
     heads: dict[str, list[Array]] = {}
     for start in range(0, len(rows), 32):  # a few tracks at a time: windows are large
-        part = networks.predict_tracks(model, network_windows(rated, family, rows[start : start + 32]))
+        some_rows = rows[start : start + 32]
+        if family in ("va", "vaseq", "vatransfer"):
+            inputs = np.stack(rated.open("statistics" if family == "va" else "sequence", some_rows))
+            part = {name: np.asarray(values) for name, values in model.predict_on_batch(np.nan_to_num(inputs)).items()}
+        else:
+            part = networks.predict_tracks(model, network_windows(rated, family, some_rows))
         for head, values in part.items():
             heads.setdefault(head, []).append(values)
     outputs = {head: np.concatenate(parts) for head, parts in heads.items()}
+    columns: dict[str, Any] = {}
     if family == "midlevel":
-        return _named([f"midlevel_{label}" for label in MIDLEVEL.labels], outputs["rating"] * 10) | _named(
-            [f"salient_{label}" for label in MIDLEVEL.labels], outputs["salience"]
-        )
-    if family == "joint":
-        return _named([f"film_{label}" for label in FILM.labels], outputs["film"] * 10) | _named(
-            [f"joint_{label}" for label in MIDLEVEL.labels], outputs["midlevel"] * 10
-        )
-    if family == "emotion":
-        return _named([f"emotion_{label}" for label in GEMS.labels], outputs["emotion"])
-    return _named([f"crnn_{label}" for label in ("valence", "arousal", "dominance")], outputs["reg_output"] * 8 + 1) | _named(
-        [f"genre_p_{label}" for label in GENRES.labels], outputs["class_output"]
-    )
+        columns = _named([f"midlevel_{label}" for label in MIDLEVEL.labels], outputs["rating"] * 10)
+        columns |= _named([f"salient_{label}" for label in MIDLEVEL.labels], outputs["salience"])
+    elif family in ("joint", "a2e", "a2mid2e"):
+        prefixes = {"joint": ("film", "joint")}.get(family, (f"{family}_film", f"{family}_mid"))
+        columns = _named([f"{prefixes[0]}_{label}" for label in FILM.labels], outputs["film"] * 10)
+        if "midlevel" in outputs:
+            columns |= _named([f"{prefixes[1]}_{label}" for label in MIDLEVEL.labels], outputs["midlevel"] * 10)
+    elif family == "emotion":
+        columns = _named([f"emotion_{label}" for label in GEMS.labels], outputs["emotion"])
+    elif family == "crnn":
+        columns = _named([f"crnn_{label}" for label in SCALES["vad"][0]], outputs["reg_output"] * 8 + 1)
+        columns |= _named([f"genre_p_{label}" for label in GENRES.labels], outputs["class_output"])
+    else:
+        columns = _named([f"{family}_{label}" for label in SCALES["va"][0]], outputs["va"])
+    return columns | ({"embedding": outputs["embedding"]} if "embedding" in outputs else {})
 
 
-def train_notes(rated: Rated, work: Path, family: str, *, folds_run: int) -> None:
-    """Train `va` (note statistics) or `vaseq` (note sequence): grouped folds, and the final model."""
-    from models import networks
+def salience_of(rated: Rated, work: Path, rows: Rows, frozen: str | None) -> Array:
+    """Saliences of the frozen mid-level network that the probe reads, shape (track, 7), kept in the working folder.
 
-    recipe = {"va": networks.VA_RECIPE, "vaseq": networks.VASEQ_RECIPE}[family]
-    targets = values_of(rated, "va")
-    rows = np.flatnonzero(np.isfinite(targets[:, [0, 2]]).all(axis=1))
-    if not len(rows):
-        raise ValueError(f"no track has valence and arousal ratings, {family} has nothing to learn from")
-    inputs = rated.stack({"va": "statistics", "vaseq": "sequence"}[family])
-    train = {"va": networks.train_va, "vaseq": networks.train_vaseq}[family]
-    folds = FOLDS if family == "va" else NETWORK_FOLDS
-    numbers = fold_of(rated, rows, folds)
-    for fold in [*range(folds if family == "va" else folds_run), None]:
-        place = work / family / ("final" if fold is None else f"fold{fold}")
-        kept = rows if fold is None else rows[numbers != fold]
-        if stage_done(place, rated, kept, targets):
-            continue
-        model = train(inputs[kept], targets[kept], recipe, place)
-        if fold is not None:
-            test = rows[numbers == fold]
-            predicted = model.predict(np.nan_to_num(inputs[test]), verbose=0)["va"]
-            _save_predictions(place / "oof.parquet", rated, test, fold, _named([f"{family}_{c}" for c in VA], predicted))
-        model.save(place / "model.keras")
-        finish_stage(place, rated, kept, targets)
-
-
-def train_probe(rated: Rated, work: Path) -> None:
-    """Fit the probe on the frozen final mid-level network's salience: grouped folds, and the final map."""
+    The network is the one trained here, or that of the bundle `frozen`.
+    """
     import keras
 
     from models import networks
 
+    path = work / "midlevel" / "final" / "model.keras"
+    if frozen is not None:
+        from models.bundle import load
+
+        bundle = load(frozen)
+        source = bundle.file(f"{bundle.families['midlevel'].weights}") if "midlevel" in bundle.families else None
+        if source is None:
+            raise ValueError(f"bundle {bundle.name!r} has no mid-level network for the probe to read")
+    else:
+        if not path.exists():
+            raise ValueError(
+                "the probe reads the mid-level network: train midlevel first, or name with --frozen a bundle that has one"
+            )
+        source = path
+    digest = hashlib.sha256(source.read_bytes() + "".join(rated.table["sha256"].iloc[rows]).encode()).hexdigest()[:16]
+    kept = work / "probe" / f"salience-{digest}.npy"
+    if not kept.exists():
+        if frozen is not None:
+            from models.bundle import load_network
+
+            network = load_network(load(frozen), "midlevel")
+        else:
+            with networks.policy("mixed_bfloat16"):
+                from models import midlevel
+
+                network = midlevel.build()
+            network.set_weights(keras.saving.load_model(path, compile=False).get_weights())
+        columns = predict_network(rated, "midlevel", network, rows)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_name(f"{kept.stem}.tmp.npy")
+        np.save(temporary, np.stack([columns[f"salient_{label}"] for label in MIDLEVEL.labels], axis=1))
+        os.replace(temporary, kept)
+    salience: Array = np.load(kept)
+    return salience
+
+
+def train_probe(rated: Rated, work: Path, plan: Plan) -> None:
+    """Fit the probe on the frozen mid-level network's salience: grouped folds, and the final map."""
+    from models import networks
+
     place = work / "probe"
-    rows = np.flatnonzero(np.isfinite(values_of(rated, "gems")).all(axis=1))
+    recipe = plan.recipe("probe")
+    targets = values_of(rated, "gems")
+    rows = rated_rows(rated, "probe")
     if not len(rows):
         raise ValueError("no track has GEMS ratings, the probe has nothing to learn from")
-    path = work / "midlevel" / "final" / "model.keras"
-    if not path.exists():
-        raise ValueError("the probe reads the mid-level network: train midlevel first")
-    if stage_done(place, rated, rows, values_of(rated, "gems")):
+    how = {**asdict(recipe), "frozen": plan.frozen}
+    if stage_done(place, rated, rows, targets, how):
         return
-    salience_file = place / "salience.npy"
-    place.mkdir(parents=True, exist_ok=True)
-    if not salience_file.exists() or salience_file.stat().st_mtime < path.stat().st_mtime:
-        with networks.policy("mixed_bfloat16"):
-            from models import midlevel
+    salience = np.full((len(rated.table), len(MIDLEVEL.labels)), np.nan, np.float32)
+    salience[rows] = salience_of(rated, work, rows, plan.frozen)
+    np.save(place / "salience.npy", salience[rows])
+    names = columns_of("gems")
+    for part in parts_to_train(rated, rows, "probe", plan):
+        network = networks.fit_probe(salience[part.train], targets[part.train], recipe)
+        folder = place / part.name
+        folder.mkdir(parents=True, exist_ok=True)
+        network.save(folder / "model.keras")
+        if part.fold is None:
+            continue
+        predicted = network.predict(salience[part.test], verbose=0)["gems"]
+        _save_predictions(folder / "oof.parquet", rated, part.test, part.fold, _named(names, predicted))
+        np.save(folder / "embeddings.npy", salience[part.test], allow_pickle=False)
+        if len(part.validation):
+            learn, held = part.learn, part.validation
+        else:
+            learn, held = without_validation(rated, part.train, VALIDATION_SHARE_OF_PROBE)
+        inner = networks.fit_probe(salience[learn], targets[learn], recipe)
+        chosen = _named(names, inner.predict(salience[held], verbose=0)["gems"])
+        _save_predictions(folder / "validation.parquet", rated, held, part.fold, chosen)
+    finish_stage(place, rated, rows, targets, how)
 
-            network = midlevel.build()
-        network.set_weights(keras.saving.load_model(path, compile=False).get_weights())
-        columns = predict_network(rated, "midlevel", network, rows)
-        temporary = place / "salience.tmp.npy"
-        np.save(temporary, np.stack([columns[f"salient_{label}"] for label in MIDLEVEL.labels], axis=1))
-        os.replace(temporary, salience_file)
-    salience, shares = np.load(salience_file), values_of(rated, "gems")[rows]
-    numbers = fold_of(rated, rows, FOLDS)
-    predicted = np.zeros_like(shares)
-    for fold in range(FOLDS):
-        test = numbers == fold
-        predicted[test] = networks.fit_probe(salience[~test], shares[~test]).predict(salience[test], verbose=0)["gems"]
-    _save_predictions(place / "oof.parquet", rated, rows, numbers, _named(columns_of("gems"), predicted))
-    (place / "final").mkdir(exist_ok=True)
-    networks.fit_probe(salience, shares).save(place / "final" / "model.keras")
-    finish_stage(place, rated, rows, values_of(rated, "gems"))
 
-
-def train(rated: Rated, work: Path, families: Sequence[str], *, folds_run: int, jobs: int) -> None:
+def train(rated: Rated, work: Path, families: Sequence[str], plan: Plan) -> None:
     """Train some families, in an order in which each finds what it builds on."""
     for family in (family for family in ORDER if family in families):
-        print(f"training {family}", flush=True)
+        log.info("training %s", family)
+        note_tried(work, family, plan.recipe(family), plan)
         if family == "descriptors":
-            train_descriptors(rated, work, jobs=jobs)
-        elif family in ("va", "vaseq"):
-            train_notes(rated, work, family, folds_run=folds_run)
+            train_descriptors(rated, work, plan)
         elif family == "probe":
-            train_probe(rated, work)
+            train_probe(rated, work, plan)
         else:
-            train_network(rated, work, family, folds_run=folds_run, jobs=jobs)
+            train_network(rated, work, family, plan)

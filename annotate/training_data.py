@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,60 @@ def extract_all(paths: Iterable[Path], folder: Path, *, jobs: int) -> list[str]:
     work = list(paths)
     results = Parallel(n_jobs=jobs, return_as="generator")(delayed(extract)(path, folder) for path in work)
     return list(tqdm(results, total=len(work), unit="track", desc="front ends"))
+
+
+@dataclass(frozen=True)
+class WaveformChange:
+    """How copies of a waveform are changed before the CRNN's front end, each by its own draw."""
+
+    stretch: float  # longest change of the tempo, both ways, as a share
+    pitch_semitones: float  # largest shift, both ways
+    noise_db: float  # white noise this far below the signal
+    seed: int
+
+
+def change(path: Path, digest: str, folder: Path, how: WaveformChange, copy: int) -> Path:
+    """Compute and store the mel chunks (chunk, band, frame) of one changed copy of a file: stretched, shifted, with noise.
+
+    The draw follows from the file's digest, the seed and the number of the copy.
+    """
+    from librosa.effects import pitch_shift, time_stretch
+
+    text = json.dumps([asdict(how), asdict(MelSpec()), copy], sort_keys=True)
+    place = folder / hashlib.sha256(text.encode()).hexdigest()[:16] / f"{digest}.npy"
+    if place.exists():
+        return place
+    mel = MelSpec()
+    rng = np.random.default_rng([how.seed, copy, int(digest[:12], 16)])
+    signal = decode(path, rates=(mel.sample_rate,)).signals[mel.sample_rate]
+    rate, shift = 1 + rng.uniform(-how.stretch, how.stretch), rng.uniform(-how.pitch_semitones, how.pitch_semitones)
+    signal = time_stretch(signal, rate=rate)
+    signal = pitch_shift(signal, sr=mel.sample_rate, n_steps=shift)
+    noise = rng.standard_normal(len(signal)) * np.sqrt(np.mean(signal**2)) * 10 ** (-how.noise_db / 20)
+    signal = (signal + noise).astype(np.float32)
+    starts = range(0, max(len(signal) - mel.window_length, 0) + 1, mel.window_length)
+    chunks = np.stack([mel_chunk(cut(signal, start, mel.window_length), mel)[:, :216] for start in starts]).astype(np.float16)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f"{digest}.{os.getpid()}.tmp.npy")
+    np.save(temporary, chunks, allow_pickle=False)
+    os.replace(temporary, place)
+    return place
+
+
+def change_all(
+    files: Sequence[tuple[Path, str]], folder: Path, how: WaveformChange, copies: int, *, jobs: int
+) -> list[list[NDArray[Any]]]:
+    """Run `change` for each (path, digest) and copy with `jobs` processes; the chunks by file and copy, by memory map."""
+    from joblib import Parallel, delayed
+    from tqdm import tqdm
+
+    work = [(path, digest, copy) for path, digest in files for copy in range(copies)]
+    results = Parallel(n_jobs=jobs, return_as="generator")(
+        delayed(change)(path, digest, folder, how, copy) for path, digest, copy in work
+    )
+    places = list(tqdm(results, total=len(work), unit="copy", desc="changed waveforms"))
+    arrays = [np.load(place, mmap_mode="r", allow_pickle=False) for place in places]
+    return [arrays[k : k + copies] for k in range(0, len(arrays), copies)]
 
 
 def load(folder: Path, digest: str, name: str) -> NDArray[Any]:

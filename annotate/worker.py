@@ -319,8 +319,8 @@ def _notes(track: Track, decoded: Decoded, job: Job) -> tuple[dict[str, Array], 
             cache.put(key, {name: getattr(events, name) for name in ("onset_s", "offset_s", "pitch", "amplitude")})
     statistics = note_statistics(events, decoded.duration_s)
     inputs: dict[str, Array] = {"va": statistics}
-    if "vaseq" in job.families:
-        inputs["vaseq"] = note_sequence(events)
+    if "vaseq" in job.families or "vatransfer" in job.families:
+        inputs["vaseq"] = inputs["vatransfer"] = note_sequence(events)
     if "descriptors" in job.families:
         descriptor_spec = inference.spec_of(bundle.families["descriptors"])
         key = cache_key(decoded.sha256, {"descriptors": asdict(descriptor_spec)}, decoder_version())
@@ -393,7 +393,7 @@ def finish(
             elif name == "probe":
                 salience = next(o.columns for o in bundle.families["midlevel"].outputs if o.head == "salience")
                 row |= inference.probe_columns(family, predict[name], row, salience)
-            elif name in ("va", "vaseq"):
+            elif name in ("va", "vaseq", "vatransfer"):
                 row |= inference.network_columns(family, predict[name](np.nan_to_num(one.inputs[name])[None]))[0]
             elif name == "descriptors":
                 for output in family.outputs:

@@ -31,8 +31,22 @@ Array = NDArray[np.float32]
 FORMAT = 1
 BUILT_IN = Path(__file__).parent / "bundles"
 DEFAULT = "default-1"
-FAMILIES = ("midlevel", "probe", "joint", "emotion", "va", "vaseq", "crnn", "descriptors", "best", "notes")
-NETWORKS = ("midlevel", "probe", "joint", "emotion", "va", "vaseq", "crnn")
+FAMILIES = (
+    "midlevel",
+    "probe",
+    "joint",
+    "a2e",
+    "a2mid2e",
+    "emotion",
+    "va",
+    "vaseq",
+    "vatransfer",
+    "crnn",
+    "descriptors",
+    "best",
+    "notes",
+)
+NETWORKS = ("midlevel", "probe", "joint", "a2e", "a2mid2e", "emotion", "va", "vaseq", "vatransfer", "crnn")
 MAX_MANIFEST_BYTES = 16 * 2**20
 REFERENCE_TOLERANCE = 1e-3  # of `verify`, in the network's own output units
 
@@ -257,10 +271,12 @@ def build_graph(family: Family) -> Any:
         "midlevel": (midlevel.build, midlevel.MidlevelArchitecture),
         "probe": (probe.build, probe.ProbeArchitecture),
         "joint": (joint.build_joint, joint.JointArchitecture),
+        "a2e": (joint.build_a2e, joint.JointArchitecture),
         "emotion": (emotion.build, emotion.EmotionArchitecture),
         "crnn": (crnn.build, crnn.CrnnArchitecture),
         "va_dense": (va.build_dense, va.DenseArchitecture),
         "va_sequence": (va.build_sequence, va.SequenceArchitecture),
+        "va_transferred": (va.build_transferred, va.TransferredArchitecture),
     }
     if family.architecture not in builders:
         raise BundleError(f"{family.name}: unknown architecture {family.architecture!r}")

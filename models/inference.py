@@ -36,14 +36,27 @@ FRONT_ENDS: dict[str, tuple[type[Any], Callable[[Array, Any], Iterator[Array]]]]
     "MelMfccContrastSpec": (MelMfccContrastSpec, mel_mfcc_contrast_windows),
 }
 TRACK_SPECS: dict[str, type[Any]] = {"TranscriptionSpec": TranscriptionSpec, "DescriptorSpec": DescriptorSpec}
-SPECTROGRAM_FAMILIES = ("midlevel", "joint", "emotion", "crnn")
+SPECTROGRAM_FAMILIES = ("midlevel", "joint", "a2e", "a2mid2e", "emotion", "crnn")
 REQUIRES: dict[str, tuple[str, ...]] = {
     "probe": ("midlevel",),
     "best": ("descriptors", "midlevel", "joint", "emotion", "va"),
 }  # families whose values another family reads
-BUILT_ON = {"probe": "midlevel", "va": "notes", "vaseq": "notes", "descriptors": "notes"}  # without which a family cannot run
-NOTE_FAMILIES = ("notes", "va", "vaseq", "descriptors")  # families that need the transcription
-CPU_BATCH = {"midlevel": 2, "joint": 4, "emotion": 16, "crnn": 8}  # windows; larger ones gain nothing on a CPU
+BUILT_ON = {
+    "probe": "midlevel",
+    "va": "notes",
+    "vaseq": "notes",
+    "vatransfer": "notes",
+    "descriptors": "notes",
+}  # without which a family cannot run
+NOTE_FAMILIES = ("notes", "va", "vaseq", "vatransfer", "descriptors")  # families that need the transcription
+CPU_BATCH = {
+    "midlevel": 2,
+    "joint": 4,
+    "a2e": 4,
+    "a2mid2e": 4,
+    "emotion": 16,
+    "crnn": 8,
+}  # windows; larger ones gain nothing on a CPU
 
 
 def required(families: Iterable[str], bundle: Bundle) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ A network trains on *examples*: per track one array that crops are drawn from, t
 rating) and a weight. Rating heads learn z-scored targets; `unscale` then folds mean and spread into the last layer, and
 `fold_input_scale` folds the input's mean and spread into the first convolution, so that the finished file is the plain graph of
 the founding document. An epoch's crops follow from (seed, epoch) alone, and every epoch ends with a checkpoint: a run that was
-killed goes on and has the same history.
+killed goes on and has the same history. With a validation part, early stopping and the reductions of the learning rate follow
+from the history alone, so that they survive a stop, too.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,13 +46,37 @@ class Recipe:
     mixup_alpha: float = 0.0  # Beta(alpha, alpha) mixing of pairs; 0: none
     recalibration_batches: int = 45  # training-mode forward passes that set the batch-norm statistics at the end
     pseudo_weight: float = 0.5  # of a track that only a teacher rated
-    dtype: str = "mixed_bfloat16"
+    dtype: Literal["mixed_bfloat16", "mixed_float16", "float32"] = "mixed_bfloat16"
     seed: int = 0
+    optimizer: Literal["adamw", "adam"] = "adamw"  # adam: without weight decay
+    schedule: Literal["cosine", "exponential", "constant"] = "cosine"  # of the learning rate
+    decay: float = 0.96  # factor of the learning rate an epoch, exponential schedule
+    validation_share: float = 0.0  # share of the training part, whole groups, that stops and slows the training
+    patience: int = 0  # epochs without a lower validation loss until training stops, best weights kept; 0: never
+    plateau_patience: int = 0  # epochs without a lower validation loss until the learning rate is reduced; 0: never
+    plateau_factor: float = 0.5  # of a reduction
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "crops_per_track", "learning_rate"):
+        for name in ("epochs", "batch_size", "crops_per_track", "learning_rate", "decay", "plateau_factor"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be > 0")
+        for name in (
+            "weight_decay",
+            "time_masks",
+            "frequency_masks",
+            "mixup_alpha",
+            "pseudo_weight",
+            "patience",
+            "plateau_patience",
+        ):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be >= 0")
+        if not 0 <= self.validation_share <= 0.5:
+            raise ValueError(f"validation_share={self.validation_share} must be in 0-0.5")
+        if (self.patience or self.plateau_patience) and not self.validation_share:
+            raise ValueError("patience and plateau_patience need a validation part: validation_share=0 must be > 0")
+        if self.plateau_patience and self.schedule == "cosine":
+            raise ValueError("plateau_patience does not go with the cosine schedule: choose schedule constant or exponential")
 
 
 @dataclass(frozen=True)
@@ -187,7 +213,14 @@ def _draw(examples: Examples, track: int, recipe: Recipe, rng: np.random.Generat
     return (crop - np.float32(examples.input_mean)) / np.float32(examples.input_spread)
 
 
-def fit(model: Any, heads: Mapping[str, Head], examples: Examples, recipe: Recipe, folder: Path) -> list[dict[str, float]]:
+def fit(
+    model: Any,
+    heads: Mapping[str, Head],
+    examples: Examples,
+    recipe: Recipe,
+    folder: Path,
+    validation: Examples | None = None,
+) -> list[dict[str, float]]:
     """Train `model` in place and return its history; goes on from the checkpoint in `folder`, if there is one.
 
     Parameters
@@ -201,56 +234,154 @@ def fit(model: Any, heads: Mapping[str, Head], examples: Examples, recipe: Recip
     recipe : Recipe
         How.
     folder : Path
-        Holds ``checkpoint.npz``, ``history.json`` and ``recipe.json``.
+        Holds ``checkpoint.npz``, ``best.npz`` (with early stopping), ``history.json`` and ``recipe.json``.
+    validation : Examples or None
+        Tracks of other groups than the training part's, for early stopping and reductions of the learning rate; their crops are
+        the same every epoch, without masks, gain or mixing.
 
     Raises
     ------
     ValueError
-        If the folder holds a checkpoint of another recipe.
+        If the folder holds a checkpoint of another recipe, the recipe needs a validation part and there is none, or the loss is
+        no longer a finite number.
     """
-    import keras
-
+    if validation is None and (recipe.patience or recipe.plateau_patience):
+        raise ValueError("patience and plateau_patience need a validation part")
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder / "recipe.json", recipe, examples)
+    examples = _z_scored(examples, heads)
+    steps = -(-len(examples.arrays) * recipe.crops_per_track // recipe.batch_size)
+    optimizer = _optimizer(recipe, steps)
+    optimizer.build(model.trainable_variables)
+    model.compile(optimizer, {name: _masked(head.loss) for name, head in heads.items()})
+    held = (
+        None if validation is None else draw_epoch(_z_scored(validation, heads), _without_augmentation(recipe), VALIDATION_EPOCH)
+    )
+    history = _restore(folder, model, optimizer)
+    with _Progress(folder.name, len(history), recipe.epochs) as progress:
+        for epoch in range(len(history), recipe.epochs):
+            if _is_over(history, recipe.patience):
+                break
+            if recipe.schedule != "cosine":
+                optimizer.learning_rate = learning_rate_of(history, recipe)
+            inputs, outputs, weights = draw_epoch(examples, recipe, epoch)
+            logs = model.fit(
+                inputs,
+                outputs,
+                sample_weight={name: weights for name in outputs},
+                batch_size=recipe.batch_size,
+                shuffle=False,
+                verbose=0,
+            ).history
+            entry = {name: float(values[0]) for name, values in logs.items()}
+            if held is not None:
+                crops, known, weights = held
+                measured = model.evaluate(
+                    crops, known, sample_weight={name: weights for name in known}, verbose=0, return_dict=True
+                )
+                entry |= {f"val_{name}": float(value) for name, value in measured.items()}
+            if not np.isfinite(entry["loss"]):
+                raise ValueError(
+                    f"{folder}: the loss of epoch {epoch + 1} is {entry['loss']}: lower learning_rate or use float32"
+                )
+            history.append(entry)
+            if recipe.patience and _best_epoch(history) == epoch:
+                _write_npz(folder / "best.npz", {f"model{k}": _numpy(v) for k, v in enumerate(_variables(model))})
+            _save(folder, model, optimizer, history)
+            progress.epoch(entry)
+    if recipe.patience and (folder / "best.npz").exists():
+        with np.load(folder / "best.npz", allow_pickle=False) as best:
+            for k, variable in enumerate(_variables(model)):
+                variable.assign(best[f"model{k}"])
+    recalibrate(model, examples, recipe)
+    return history
+
+
+VALIDATION_EPOCH = 2**31  # number of the epoch that the validation crops are drawn as
+
+
+def _z_scored(examples: Examples, heads: Mapping[str, Head]) -> Examples:
     targets = {
         name: examples.targets[name]
         if head.mean is None or head.spread is None
         else (examples.targets[name] - head.mean) / head.spread
         for name, head in heads.items()
     }
-    examples = replace(examples, targets=targets)
-    samples = len(examples.arrays) * recipe.crops_per_track
-    steps = -(-samples // recipe.batch_size)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=recipe.learning_rate / 10,
-        decay_steps=max(int(steps * (recipe.epochs - recipe.warmup_epochs)), 1),
-        warmup_target=recipe.learning_rate,
-        warmup_steps=max(int(steps * recipe.warmup_epochs), 1),
-    )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=recipe.weight_decay)
-    optimizer.build(model.trainable_variables)
-    model.compile(optimizer, {name: _masked(head.loss) for name, head in heads.items()})
-    history = _restore(folder, model, optimizer)
-    for epoch in range(len(history), recipe.epochs):
-        started = time.monotonic()
-        inputs, outputs, weights = draw_epoch(examples, recipe, epoch)
-        logs = model.fit(
-            inputs,
-            outputs,
-            sample_weight={name: weights for name in outputs},
-            batch_size=recipe.batch_size,
-            shuffle=False,
-            verbose=0,
-        ).history
-        history.append({name: float(values[0]) for name, values in logs.items()})
-        _save(folder, model, optimizer, history)
-        print(
-            f"{folder.name}: epoch {epoch + 1}/{recipe.epochs}, loss {history[-1]['loss']:.4f}, "
-            f"{time.monotonic() - started:.0f} s",
-            flush=True,
+    return replace(examples, targets=targets)
+
+
+def _without_augmentation(recipe: Recipe) -> Recipe:
+    return replace(recipe, time_masks=0, frequency_masks=0, gain_db=0.0, roll_bins=0, mixup_alpha=0.0)
+
+
+def _optimizer(recipe: Recipe, steps: int) -> Any:
+    import keras
+
+    rate: Any = recipe.learning_rate
+    if recipe.schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=recipe.learning_rate / 10,
+            decay_steps=max(int(steps * (recipe.epochs - recipe.warmup_epochs)), 1),
+            warmup_target=recipe.learning_rate,
+            warmup_steps=max(int(steps * recipe.warmup_epochs), 1),
         )
-    recalibrate(model, examples, recipe)
-    return history
+    if recipe.optimizer == "adam":
+        return keras.optimizers.Adam(rate)
+    return keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
+
+
+def learning_rate_of(history: Sequence[Mapping[str, float]], recipe: Recipe) -> float:
+    """Learning rate of the epoch after `history`, exponential or constant schedule, with the reductions on plateaus."""
+    rate = recipe.learning_rate * (recipe.decay ** len(history) if recipe.schedule == "exponential" else 1.0)
+    if not recipe.plateau_patience:
+        return rate
+    lowest, waited = np.inf, 0
+    for entry in history:
+        waited += 1
+        if entry["val_loss"] < lowest:
+            lowest, waited = entry["val_loss"], 0
+        elif waited == recipe.plateau_patience:
+            rate, waited = rate * recipe.plateau_factor, 0
+    return rate
+
+
+def _best_epoch(history: Sequence[Mapping[str, float]]) -> int:
+    return int(np.argmin([entry["val_loss"] for entry in history]))
+
+
+def _is_over(history: Sequence[Mapping[str, float]], patience: int) -> bool:
+    return bool(patience and history and len(history) - 1 - _best_epoch(history) >= patience)
+
+
+class _Progress:
+    """A bar on a terminal, elsewhere a line an epoch, both on stderr and with the time that is left."""
+
+    def __init__(self, name: str, done: int, epochs: int) -> None:
+        from tqdm import tqdm
+
+        self.name, self.done, self.epochs = name, done, epochs
+        self.started, self.first = time.monotonic(), done
+        self.bar = tqdm(
+            desc=name, initial=done, total=epochs, unit="epoch", file=sys.stderr, disable=not sys.stderr.isatty(), leave=True
+        )
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def epoch(self, entry: Mapping[str, float]) -> None:
+        """Say that one more epoch is done."""
+        self.done += 1
+        losses = ", ".join(f"{name} {entry[name]:.4f}" for name in ("loss", "val_loss") if name in entry)
+        self.bar.set_postfix_str(losses, refresh=False)
+        self.bar.update()
+        if self.bar.disable:
+            spent = (time.monotonic() - self.started) / (self.done - self.first)
+            left = spent * (self.epochs - self.done)
+            line = f"{self.name}: epoch {self.done}/{self.epochs}, {losses}, {spent:.0f} s an epoch, at most {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
 
 
 def recalibrate(model: Any, examples: Examples, recipe: Recipe) -> None:
@@ -264,7 +395,7 @@ def recalibrate(model: Any, examples: Examples, recipe: Recipe) -> None:
     normalizations = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     dropouts = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
     momenta, rates = [layer.momentum for layer in normalizations], [layer.rate for layer in dropouts]
-    clean = replace(recipe, time_masks=0, frequency_masks=0, gain_db=0.0, roll_bins=0, mixup_alpha=0.0)
+    clean = _without_augmentation(recipe)
     for layer in dropouts:
         layer.rate = 0.0
     done = 0
@@ -310,13 +441,21 @@ def _claim(path: Path, recipe: Recipe, examples: Examples) -> None:
     digest = hashlib.sha256(np.ascontiguousarray(examples.weights).tobytes())
     for head, values in sorted(examples.targets.items()):
         digest.update(head.encode() + np.ascontiguousarray(values).tobytes())
-    claim = {"recipe": asdict(recipe), "tracks": len(examples.arrays), "targets_sha256": digest.hexdigest()}
-    text = json.dumps(claim, indent=1, sort_keys=True)
-    if path.exists() and path.read_text() != text:
-        raise ValueError(
-            f"{path.parent} holds the checkpoint of another recipe or of other tracks: choose another folder or remove it"
-        )
-    path.write_text(text)
+    claim: dict[str, Any] = {"recipe": asdict(recipe), "tracks": len(examples.arrays), "targets_sha256": digest.hexdigest()}
+    claim = json.loads(json.dumps(claim))
+    if path.exists():
+        held = json.loads(path.read_text())
+        # a field that is younger than the checkpoint has the value that changes nothing: its default
+        held["recipe"] = asdict(Recipe()) | held["recipe"]
+        differing = [name for name, value in claim["recipe"].items() if held["recipe"].get(name, value) != value]
+        if held | {"recipe": claim["recipe"]} != claim or differing:
+            what = f" ({', '.join(differing)})" if differing else ""
+            raise ValueError(
+                f"{path.parent} holds the checkpoint of another recipe{what} or of other tracks: "
+                "choose another folder or remove it"
+            )
+        return
+    path.write_text(json.dumps(claim, indent=1, sort_keys=True))
 
 
 def _variables(model: Any) -> list[Any]:
@@ -324,16 +463,28 @@ def _variables(model: Any) -> list[Any]:
     return [variable for layer in model.layers for variable in layer.variables]
 
 
-def _save(folder: Path, model: Any, optimizer: Any, history: list[dict[str, float]]) -> None:
+def _numpy(variable: Any) -> NDArray[Any]:
     import keras
 
-    state = {f"model{k}": keras.ops.convert_to_numpy(v.value) for k, v in enumerate(_variables(model))}
-    state |= {f"optimizer{k}": keras.ops.convert_to_numpy(v.value) for k, v in enumerate(optimizer.variables)}
+    values: NDArray[Any] = keras.ops.convert_to_numpy(variable.value)
+    return values
+
+
+def _write_npz(path: Path, state: Mapping[str, NDArray[Any]]) -> None:
+    temporary = path.with_name(f"{path.stem}.tmp.npz")
+    arrays: dict[str, Any] = dict(state)
+    np.savez(temporary, **arrays)
+    os.replace(temporary, path)
+
+
+def _save(folder: Path, model: Any, optimizer: Any, history: list[dict[str, float]]) -> None:
+    state = {f"model{k}": _numpy(v) for k, v in enumerate(_variables(model))}
+    state |= {f"optimizer{k}": _numpy(v) for k, v in enumerate(optimizer.variables)}
     state["history"] = np.frombuffer(json.dumps(history).encode(), np.uint8)
-    temporary = folder / "checkpoint.tmp.npz"
-    np.savez(temporary, **state)
-    os.replace(temporary, folder / "checkpoint.npz")
-    (folder / "history.json").write_text(json.dumps(history, indent=1))
+    _write_npz(folder / "checkpoint.npz", state)
+    temporary = folder / "history.json.tmp"
+    temporary.write_text(json.dumps([{"epoch": k + 1, **entry} for k, entry in enumerate(history)], indent=1))
+    os.replace(temporary, folder / "history.json")
 
 
 def _restore(folder: Path, model: Any, optimizer: Any) -> list[dict[str, float]]:

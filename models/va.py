@@ -77,6 +77,22 @@ class TransferArchitecture:
         _check(self.mean, self.standard_deviation, self.output_bias, inputs=SEQUENCE_FEATURES)
 
 
+@dataclass(frozen=True)
+class TransferredArchitecture:
+    """Arguments of the sequence network's trunk and the dense network behind it, as one graph."""
+
+    note_mean: tuple[float, ...] = (0.0,) * 4
+    note_standard_deviation: tuple[float, ...] = (1.0,) * 4
+    mean: tuple[float, ...] = (0.0,) * SEQUENCE_FEATURES
+    standard_deviation: tuple[float, ...] = (1.0,) * SEQUENCE_FEATURES
+    notes: int | None = NOTES
+
+    @classmethod
+    def of(cls, sequence: SequenceArchitecture, transfer: TransferArchitecture) -> TransferredArchitecture:
+        """Join the arguments of both parts."""
+        return cls(sequence.mean, sequence.standard_deviation, transfer.mean, transfer.standard_deviation, sequence.notes)
+
+
 def floored(x: Any) -> Any:
     """Return max(x, 0.37), elementwise: the activation of the dense networks' output."""
     from keras import ops
@@ -202,20 +218,51 @@ def build_transfer(architecture: TransferArchitecture = TransferArchitecture()) 
     return _dense(architecture, inputs="sequence_features", name="va_transfer")
 
 
+def build_transferred(architecture: TransferredArchitecture = TransferredArchitecture()) -> Any:
+    """Build the sequence network's trunk with the dense transfer network behind it, with fresh weights.
+
+    Parameters
+    ----------
+    architecture : TransferredArchitecture
+        Its arguments.
+
+    Returns
+    -------
+    keras.Model
+        `notes` (batch, notes, 4) to ``{"va": (batch, 4)}``, float32, never below 0.37.
+    """
+    import keras
+
+    trunk = feature_extractor(
+        build_sequence(
+            SequenceArchitecture(architecture.note_mean, architecture.note_standard_deviation, notes=architecture.notes)
+        )
+    )
+    outputs = _dense_layers(
+        trunk.output["sequence_features"], TransferArchitecture(architecture.mean, architecture.standard_deviation)
+    )
+    return keras.Model(trunk.input, {"va": outputs}, name="va_transferred")
+
+
 def _dense(architecture: DenseArchitecture | TransferArchitecture, *, inputs: str, name: str) -> Any:
     import keras
+
+    numbers = keras.Input((len(architecture.mean),), name=inputs)
+    return keras.Model(numbers, {"va": _dense_layers(numbers, architecture)}, name=name)
+
+
+def _dense_layers(numbers: Any, architecture: DenseArchitecture | TransferArchitecture) -> Any:
     from keras import layers
 
     register()
-    numbers = keras.Input((len(architecture.mean),), name=inputs)
     x = layers.Rescaling(  # (x - mean) / standard deviation
         scale=[1 / deviation for deviation in architecture.standard_deviation],
         offset=[-m / deviation for m, deviation in zip(architecture.mean, architecture.standard_deviation, strict=True)],
         dtype="float32",
     )(numbers)
     x = layers.Dense(32, activation="relu")(x)
-    x = layers.Dense(16, activation="relu")(x)
+    x = layers.Dense(16, activation="relu", name="dense_features")(x)
     head = layers.Dense(len(OUTPUTS), activation=floored, name="va", dtype="float32")
-    model = keras.Model(numbers, {"va": head(x)}, name=name)
+    outputs = head(x)
     head.bias.assign(architecture.output_bias)
-    return model
+    return outputs

@@ -1,0 +1,156 @@
+"""Teachers: predictions of a model for tracks that no person rated, to learn from beside the people's ratings.
+
+A held-out part never meets a teacher that saw it: the descriptor model is fitted anew on what the part's model learns from, and a
+bundle is refused where it was trained on a track of a held-out artist or album.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from annotate import training
+from annotate.console import log
+from annotate.schema import known_tracks, was_in_training
+from annotate.training import Part, Plan, Rated, columns_of
+from annotate.training_labels import some
+from models import bundle as bundles
+
+Array = NDArray[np.float32]
+
+# columns by which a family of a bundle tells a target
+TAUGHT = {
+    "midlevel": {"midlevel": "midlevel"},
+    "joint": {"film": "film", "midlevel": "joint"},
+    "emotion": {"gems": "emotion"},
+    "crnn": {"vad": "crnn"},
+    "va": {"va": "va"},
+    "vaseq": {"va": "vaseq"},
+    "descriptors": {"midlevel": "desc_midlevel", "film": "desc_film", "gems": "desc_gems", "va": "desc_va"},
+}
+
+
+def teach(rated: Rated, target: str, part: Part, teacher: str, work: Path, plan: Plan) -> Array:
+    """Predictions of a target for every track, shape (track, label), NaN for a label that the teacher does not tell.
+
+    Parameters
+    ----------
+    teacher : str
+        ``descriptors``: the descriptor model, fitted on `part.learn`; or ``BUNDLE:MODEL``.
+
+    Raises
+    ------
+    ValueError
+        For a model that does not tell the target, or that saw an artist or album of the held-out part.
+    """
+    if teacher == "descriptors":
+        return _descriptor_teacher(rated, target, part, plan)
+    name, _, model = teacher.rpartition(":")
+    if not name or model not in TAUGHT:
+        raise ValueError(
+            f"--teacher {teacher!r}: say descriptors, none, or BUNDLE:MODEL with a model of {', '.join(TAUGHT)}, such as "
+            "default:descriptors"
+        )
+    bundle = bundles.load(name)
+    if model not in bundle.families:
+        raise ValueError(f"--teacher {teacher}: bundle {bundle.name!r} has no {model}")
+    if target not in TAUGHT[model]:
+        raise ValueError(f"--teacher {teacher}: {model} tells {', '.join(TAUGHT[model])}, not {target}")
+    seen = groups_seen(rated, bundle, model)
+    held = set(rated.table["split_group"].iloc[part.test]) & seen
+    if held:
+        said = f"{part.name}: the teacher {teacher} was trained on {len(held)} of its artists or albums ({some(sorted(held), 3)})"
+        if model != "descriptors":
+            raise ValueError(
+                f"{said}, its score would flatter: use --teacher descriptors, which is fitted without them, a bundle that did "
+                "not see them, or --folds-run 0"
+            )
+        log.warning("%s: a descriptor model that is fitted without them takes its place", said)
+        return _descriptor_teacher(rated, target, part, plan)
+    return _bundle_teacher(rated, target, bundle, model, work)
+
+
+def groups_seen(rated: Rated, bundle: bundles.Bundle, family: str) -> set[str]:
+    """Artists and albums of these tracks of which a family of a bundle was trained on at least one track."""
+    known = {name: tracks for name, tracks in known_tracks(bundle).items() if name == family}
+    rows = (
+        {"corpus": row.corpus, "track_key": row.track_key, "artist": row.artist, "title": row.title, "audio_sha256": row.sha256}
+        for row in rated.table.itertuples()
+    )
+    seen = [bool(was_in_training(row, known)) for row in rows]
+    return set(rated.table.loc[seen, "split_group"])
+
+
+def _descriptor_teacher(rated: Rated, target: str, part: Part, plan: Plan) -> Array:
+    from models import descriptors
+
+    columns, values = training.descriptor_targets(rated, target)
+    rows = part.learn[np.isfinite(values[part.learn]).all(axis=1)]
+    if not len(rows):
+        raise ValueError(f"the descriptor model cannot teach {target}: no track of the training part is rated for it")
+    inputs = training.descriptor_inputs(rated)
+    model = descriptors.fit(inputs[rows], values[rows], descriptors.DescriptorRecipe(jobs=plan.jobs))
+    return _in_order(target, columns, model.predict(inputs))
+
+
+def _in_order(target: str, columns: list[str], predicted: Array) -> Array:
+    table = pd.DataFrame(predicted, columns=columns)
+    ordered: Array = table.reindex(columns=columns_of(target)).to_numpy(np.float32)
+    return ordered
+
+
+def _bundle_teacher(rated: Rated, target: str, bundle: bundles.Bundle, model: str, work: Path) -> Array:
+    columns = bundle_predictions(rated, bundle, model, work)
+    prefix = TAUGHT[model][target]
+    wanted = [f"{prefix}_{column.removeprefix(f'{target}_')}" for column in columns_of(target)]
+    ordered: Array = columns.reindex(columns=wanted).to_numpy(np.float32)
+    return ordered
+
+
+def bundle_predictions(rated: Rated, bundle: bundles.Bundle, family: str, work: Path) -> pd.DataFrame:
+    """Predictions of one family of a bundle for every track, a column each, kept in the working folder.
+
+    A network also gives its embedding, columns ``e000`` and so on: its penultimate layer, averaged over windows.
+    """
+    kept = work / "predicted" / f"{bundle.digest[:16]}-{family}.parquet"
+    known = pd.read_parquet(kept) if kept.exists() else pd.DataFrame(index=pd.Index([], name="sha256"))
+    missing = np.flatnonzero(~rated.table["sha256"].isin(known.index))
+    if len(missing):
+        missing = missing[~rated.table["sha256"].iloc[missing].duplicated().to_numpy()]
+        log.info("%s of %s on %d tracks", family, bundle.name, len(missing))
+        columns = _predict(rated, bundle, family, missing, work)
+        index = pd.Index(rated.table["sha256"].iloc[missing], name="sha256")
+        known = pd.concat([known, pd.DataFrame(columns, index=index)])
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_suffix(".tmp")
+        known.to_parquet(temporary)
+        temporary.replace(kept)
+    return known.loc[rated.table["sha256"]].reset_index(drop=True)
+
+
+def _predict(rated: Rated, bundle: bundles.Bundle, family: str, rows: NDArray[np.intp], work: Path) -> dict[str, Any]:
+    from models import networks
+
+    held = bundle.families[family]
+    if family == "descriptors":
+        inputs = training.descriptor_inputs(rated)[rows]
+        columns: dict[str, Any] = {}
+        for output in held.outputs:
+            values = bundles.run_engine(bundle.file(held.details["engines"][output.head]), inputs)["ratings"]
+            columns |= dict(zip(output.columns, values.T, strict=True))
+        return columns
+    if family == "probe":
+        salience = bundle_predictions(rated, bundle, "midlevel", work).iloc[rows]
+        inputs = salience[[f"salient_{column.partition('_')[2]}" for column in columns_of("midlevel")]].to_numpy(np.float32)
+        predicted = bundles.load_network(bundle, family).predict(inputs, verbose=0)["gems"]
+        columns = dict(zip(columns_of("gems"), predicted.T, strict=True))
+        embedding = inputs
+    else:
+        network = networks.with_embedding(bundles.load_network(bundle, family))
+        columns = training.predict_network(rated, family, network, rows)
+        embedding = columns.pop("embedding")
+    return columns | {f"e{number:03d}": values for number, values in enumerate(embedding.T)}
