@@ -92,6 +92,7 @@ def _end_anyway() -> None:
     "--timeout", type=click.FloatRange(1, 1e6), default=1800.0, show_default=True, metavar="S", help="Seconds a file may take."
 )
 @click.option("--restart", is_flag=True, help="Discard what an earlier run of this table has done.")
+@click.option("--scheduler", metavar="ADDRESS", help="Scheduler of a Dask cluster that does the work, as tcp://HOST:PORT.")
 @click.option(
     "--shard", metavar="I/N", help="Annotate part I of N; the machines share the run folder, `annotate merge` makes the table."
 )
@@ -156,6 +157,7 @@ def run(audio: tuple[str, ...], **options: Any) -> None:
                 timeout_s=options["timeout"],
                 restart=options["restart"],
                 shard=options["shard"],
+                scheduler=options["scheduler"],
                 correct_deam=not options["deam_as_is"],
                 progress=sys.stderr.isatty() and options["quiet"] == 0,
                 command_line=shlex.join(["annotate", *sys.argv[1:]]),

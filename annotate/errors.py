@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from annotate.cluster import ClusterError
 from annotate.corpora import NoAudioFound
 from annotate.pipeline import RunError
 from annotate.store import RunLocked, RunRefused, StoreError
 from models.bundle import UnknownNameError
 
 USAGE: tuple[type[Exception], ...] = (FileNotFoundError, UnknownNameError)  # exit 2
-FATAL: tuple[type[Exception], ...] = (NoAudioFound, RunError, RunLocked, RunRefused, StoreError, ValueError, OSError)  # exit 1
+FATAL: tuple[type[Exception], ...] = (
+    NoAudioFound,
+    ClusterError,
+    RunError,
+    RunLocked,
+    RunRefused,
+    StoreError,
+    ValueError,
+    OSError,
+)  # exit 1

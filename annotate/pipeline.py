@@ -20,7 +20,7 @@ import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -77,6 +77,7 @@ class RunOptions:
     timeout_s: float = 1800.0
     restart: bool = False
     shard: str | None = None  # "2/8"
+    scheduler: str | None = None  # of a Dask cluster, tcp://HOST:PORT
     out_is_folder: bool = False  # a dataset of several files; an existing folder always is
     windows_is_folder: bool = False
     correct_deam: bool = True
@@ -155,6 +156,12 @@ def check_places(options: RunOptions) -> None:
         target.check()
     if options.windows is not None and os.path.realpath(options.windows) == os.path.realpath(options.out):
         raise RunError(f"--windows {options.windows} and --out are the same file; give each a name of its own")
+    if options.scheduler is not None:
+        from annotate.cluster import check_address
+
+        check_address(options.scheduler)
+        if options.exact or options.device == "gpu":
+            raise RunError("--scheduler runs the bundle's CPU graphs in its workers: leave out --exact and --device gpu")
     if options.shard is not None and options.restart:
         raise RunError(
             f"--restart with --shard {options.shard} would discard what the other shards have done: "
@@ -185,6 +192,8 @@ def fingerprint_of(bundle: Bundle, families: Sequence[str], *, exact: bool) -> d
 
 def choose_device(options: RunOptions) -> str:
     """`cpu` or `gpu`, as asked for or, by `auto`, as TensorFlow finds it."""
+    if options.scheduler is not None and options.device == "auto":
+        return "cpu"  # the workers' CPUs
     if options.device == "cpu" or not (options.device == "gpu" or Path("/proc/driver/nvidia").exists()):
         return "cpu"
     import tensorflow
@@ -275,7 +284,26 @@ def work(
     )
     if not pending:
         return
-    if networks_here:
+    if options.scheduler is not None:
+        from annotate.cluster import work_on_cluster
+
+        everywhere = replace(
+            job,
+            run_folder=run_folder.absolute(),
+            cache=job.cache and job.cache.absolute(),
+            midi=job.midi and job.midi.absolute(),
+        )
+        work_on_cluster(
+            options.scheduler,
+            chunks,
+            pending,
+            everywhere,
+            bundle,
+            own_cache=options.cache is None,
+            in_flight=options.jobs or None,
+            step=progress.step,
+        )
+    elif networks_here:
         work_in_workers(process, pending, job, jobs_of(options), progress.step, progress)
     else:
         work_in_main(pending, bundle, job, options, progress)
@@ -515,6 +543,7 @@ def provenance_of(bundle: Bundle, families: Sequence[str], corpus: Corpus, devic
         "options": {
             "jobs": jobs_of(options),
             "batch_size": options.batch_size,
+            "scheduler": options.scheduler,
             "limit": options.limit,
             "include": list(options.include),
             "exclude": list(options.exclude),
