@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from annotate.cli_merge import merge
+from annotate.cli_report import compare, explain, report
 from annotate.cli_train import train
 from annotate.cli_trials import trials
 from annotate.console import CORPORA, INTERRUPTED, INTERRUPTED_TEXT, clear_errors, set_up_logging
@@ -279,7 +280,9 @@ main.add_command(train)
 
 main.add_command(merge)
 bundle.add_command(trials)
-
+main.add_command(report)
+main.add_command(compare)
+main.add_command(explain)
 
 if __name__ == "__main__":
     main()
