@@ -39,6 +39,7 @@ def test_the_changes_are_what_they_are_called(tmp_path: Path) -> None:
     t = np.arange(2 * trials.SAMPLE_RATE) / trials.SAMPLE_RATE
     plain = (0.2 * np.sin(2 * np.pi * 1000 * t) + 0.2 * np.sin(2 * np.pi * 12_000 * t)).astype(np.float32)
     trials.write_changes(tmp_path, plain)
+    trials.write_beginnings(tmp_path)
     read = {path.stem: soundfile.read(path, dtype="float32") for path in tmp_path.iterdir()}
     assert set(read) == {"plain", "mp3", "opus", "gain", "bandwidth", "first-0.6", "first-1"}  # no beginning as long as the whole
 
@@ -90,6 +91,7 @@ def test_pairs_count_as_ordered_only_where_the_higher_end_is_higher() -> None:
     ordered = {one["cue"]: one["ordered"] for one in found["scores"]}
     assert ordered == {"mode": 1, "articulation": 0, "dissonance": 0, "regularity": 0, "layers": 0, "chromaticism": 0}
     assert {one["output"] for one in found["scores"]} == {"m"}
+    assert len(found["scores"]) == len(trials.CUES)  # the salience of the features rates nothing
 
 
 def test_the_sounds_that_are_no_music_are_what_they_are_called() -> None:
