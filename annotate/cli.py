@@ -20,7 +20,7 @@ import click
 
 from annotate.cli_merge import merge
 from annotate.cli_report import compare, explain, report
-from annotate.cli_train import train
+from annotate.cli_train import evaluate, train
 from annotate.cli_trials import trials
 from annotate.console import CORPORA, INTERRUPTED, INTERRUPTED_TEXT, clear_errors, set_up_logging
 
@@ -276,6 +276,7 @@ def bundle_verify(name: str) -> None:
 
 
 main.add_command(train)
+main.add_command(evaluate)
 
 
 main.add_command(merge)

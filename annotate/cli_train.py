@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shlex
 import sys
@@ -135,6 +136,13 @@ def families_of(text: str) -> tuple[str, ...]:
     return families
 
 
+def _set_up() -> None:
+    """Send our own log to stderr, and nothing of TensorFlow's but errors."""
+    set_up_logging(0, None, "text")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+
 def peak_memory_gb() -> float:
     """Largest resident memory of this process so far, in GB."""
     import resource
@@ -190,8 +198,7 @@ def train(family: str, corpora: tuple[Path, ...], **options: Any) -> None:
     annotate train va music/ --labels ratings.csv --id-column file --labels-for va --out bundles/mine
     """
     with clear_errors():
-        set_up_logging(0, None, "text")
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        _set_up()
         families = families_of(family)
         changes = {
             name.removeprefix(RECIPE_PREFIX): value
@@ -238,3 +245,116 @@ def train(family: str, corpora: tuple[Path, ...], **options: Any) -> None:
 def command_line() -> str:
     """The command as it was typed."""
     return shlex.join(["annotate", *sys.argv[1:]])
+
+
+@click.command(cls=RecipeCommand)
+@click.argument("bundle")
+@click.argument("corpora", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the evaluation to write.")
+@click.option("--work", type=click.Path(path_type=Path), help="Working folder, kept between runs; default: OUT.work.")
+@click.option("--folds", type=click.IntRange(2, 20), help="Train anew on K grouped folds; default: score the bundle itself.")
+@click.option("--folds-run", type=click.IntRange(1, 20), help="Train a network on the first N of the folds only.")
+@click.option("--split", type=click.Path(path_type=Path), help="Published split: a folder with split_test.txt, or the test ids.")
+@click.option("--models", help="Families, with commas; default: all of the bundle that the ratings can score.")
+@click.option("--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Ratings from a CSV.")
+@click.option("--id-column", default="id", show_default=True, help="Column of --labels that names the track.")
+@click.option(
+    "--labels-for",
+    type=click.Choice(["midlevel", "film", "gems", "va", "vad"]),
+    help="What the plainly named columns of --labels are.",
+)
+@click.option(
+    "--labels-written-by",
+    type=click.Choice(["people", "model"]),
+    default="people",
+    show_default=True,
+    help="model: all figures are self-agreement, and stand apart.",
+)
+@click.option("--word-norms", type=click.Path(path_type=Path), help="Warriner's norms of the GEMS words (CSV), for crnn.")
+@click.option("--teacher", metavar="BUNDLE:MODEL", help="Who labels music that nobody rated, as for train.")
+@click.option("--resamples", type=click.IntRange(1), default=1000, show_default=True, help="Of the bootstrap, over tracks.")
+@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Processes for the front ends and the trees.")
+def evaluate(bundle: str, corpora: tuple[Path, ...], **options: Any) -> None:
+    r"""Compare a bundle, or with --folds its recipes, with people's ratings, and write the evaluation folder.
+
+    Without --folds only tracks are scored whose artist or album the bundle was not trained on. With it, each family is trained
+    anew on grouped folds; recipe options change how.
+
+    \b
+    annotate evaluate bundles/mine soundtracks/ --folds 5 --out eval/
+    annotate evaluate default "Music Data/" --out eval/
+    """
+    with clear_errors():
+        _set_up()
+        out: Path = options["out"]
+        work = options["work"] or out.with_name(f"{out.name}.work")
+        if out.resolve() == work.resolve() or out.resolve() in work.resolve().parents:
+            raise click.UsageError(f"--work {work} lies in --out {out}: choose a folder outside of the evaluation")
+        families = None
+        if options["models"] is not None:
+            families = tuple(part.strip() for part in options["models"].split(",") if part.strip())
+        changes = {
+            name.removeprefix(RECIPE_PREFIX): value
+            for name, value in options.items()
+            if name.startswith(RECIPE_PREFIX) and value is not None
+        }
+        retrained = options["folds"] is not None or options["split"] is not None
+        if changes and not retrained:
+            raise click.UsageError("recipe options need --folds or --split: without them nothing is trained")
+        if options["folds_run"] is not None and options["folds"] is None:
+            raise click.UsageError("--folds-run needs --folds")
+        from annotate.evaluation import EvaluationOptions
+        from annotate.evaluation import evaluate as evaluate_bundle
+        from annotate.training_labels import LabelFile, find_split
+
+        labels = None
+        if options["labels"] is not None:
+            labels = LabelFile(options["labels"], options["id_column"], options["labels_for"])
+        changed = recipes_of(families_of(",".join(families)) if families else BUNDLED, "ours", changes) if changes else {}
+        scores = evaluate_bundle(
+            EvaluationOptions(
+                bundle=bundle,
+                corpora=corpora,
+                out=out,
+                work=work,
+                folds=options["folds"],
+                folds_run=options["folds_run"],
+                families=families,
+                recipes=changed,
+                word_norms=options["word_norms"],
+                labels=labels,
+                labels_by_model=options["labels_written_by"] == "model",
+                teacher=options["teacher"],
+                split=None if options["split"] is None else find_split(options["split"]),
+                resamples=options["resamples"],
+                jobs=options["jobs"],
+                command_line=command_line(),
+            )
+        )
+        click.echo(headlines(scores))
+        click.echo(f"{out}: peak memory {peak_memory_gb():.1f} GB")
+
+
+def headlines(scores: dict[str, Any]) -> str:
+    """The headline figures of an evaluation as a table."""
+    found = "self_agreement" if "self_agreement" in scores else "families"
+    header = ("family", "target on corpus", "n", "r", "95 %", "R2", "AUROC", "F1", "descriptors", "genre mean", "ceiling")
+    rows = [header]
+    for family, entry in scores[found].items():
+        for one in entry["outputs"]:
+            headline = one["headline"]
+            interval = "" if headline["r_low"] is None else f"{headline['r_low']:.2f} to {headline['r_high']:.2f}"
+            figures = [
+                headline["r2"],
+                headline["auroc"],
+                headline["f1"],
+                one["baseline_r"],
+                one["group_mean_r"],
+                one["ceiling_r"],
+            ]
+            shown = ["" if value is None else f"{value:.2f}" for value in (headline["r"], *figures)]
+            rows.append((family, f"{one['target']} on {one['corpus']}", str(one["n"]), shown[0], interval, *shown[1:]))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    title = ["self-agreement, not validity: a model wrote these labels"] if found == "self_agreement" else []
+    return "\n".join([*title, *lines])

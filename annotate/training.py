@@ -770,22 +770,37 @@ def salience_of(rated: Rated, work: Path, rows: Rows, frozen: str | None) -> Arr
     kept = work / "probe" / f"salience-{digest}.npy"
     if not kept.exists():
         if frozen is not None:
-            from models.bundle import load_network
-
-            network = load_network(load(frozen), "midlevel")
+            values = _frozen_salience(rated, frozen, rows)
         else:
             with networks.policy("mixed_bfloat16"):
                 from models import midlevel
 
                 network = midlevel.build()
             network.set_weights(keras.saving.load_model(path, compile=False).get_weights())
-        columns = predict_network(rated, "midlevel", network, rows)
+            columns = predict_network(rated, "midlevel", network, rows)
+            values = np.stack([columns[f"salient_{label}"] for label in MIDLEVEL.labels], axis=1)
         kept.parent.mkdir(parents=True, exist_ok=True)
         temporary = kept.with_name(f"{kept.stem}.tmp.npy")
-        np.save(temporary, np.stack([columns[f"salient_{label}"] for label in MIDLEVEL.labels], axis=1))
+        np.save(temporary, values)
         os.replace(temporary, kept)
     salience: Array = np.load(kept)
     return salience
+
+
+def _frozen_salience(rated: Rated, frozen: str, rows: Rows) -> Array:
+    """Mean salience over windows by the graph that `annotate run` uses of a bundle's mid-level network."""
+    from models.bundle import load
+    from models.inference import infer, keras_predict, onnx_predict
+
+    bundle = load(frozen)
+    has_graph = bundle.families["midlevel"].engine is not None
+    predict = (onnx_predict if has_graph else keras_predict)(bundle, "midlevel")
+    values = np.zeros((len(rows), len(MIDLEVEL.labels)), np.float32)
+    for number in range(len(rows)):
+        windows = network_windows(rated, "midlevel", rows[number : number + 1])[0]
+        outputs = infer(predict, ((0, window) for window in windows), 2)
+        values[number] = outputs[0]["salience"].mean(axis=0)
+    return values
 
 
 def train_probe(rated: Rated, work: Path, plan: Plan) -> None:

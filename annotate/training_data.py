@@ -89,7 +89,7 @@ def extract_all(paths: Iterable[Path], folder: Path, *, jobs: int) -> list[str]:
 
     work = list(paths)
     results = Parallel(n_jobs=jobs, return_as="generator")(delayed(extract)(path, folder) for path in work)
-    return list(tqdm(results, total=len(work), unit="track", desc="front ends"))
+    return list(tqdm(results, total=len(work), unit="track", desc="front ends", disable=None))
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def change_all(
     results = Parallel(n_jobs=jobs, return_as="generator")(
         delayed(change)(path, digest, folder, how, copy) for path, digest, copy in work
     )
-    places = list(tqdm(results, total=len(work), unit="copy", desc="changed waveforms"))
+    places = list(tqdm(results, total=len(work), unit="copy", desc="changed waveforms", disable=None))
     arrays = [np.load(place, mmap_mode="r", allow_pickle=False) for place in places]
     return [arrays[k : k + copies] for k in range(0, len(arrays), copies)]
 

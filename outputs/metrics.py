@@ -9,23 +9,39 @@ Conventions
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
+from scipy import stats
+from sklearn import metrics as sk
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-AGREEMENT_COLUMNS: Final = ("n", "r", "r_low", "r_high", "spearman", "r2", "rmse", "mae", "ccc", "note")
+AGREEMENT_COLUMNS: Final = (
+    "n",
+    "r",
+    "r_low",
+    "r_high",
+    "spearman",
+    "spearman_low",
+    "spearman_high",
+    "r2",
+    "rmse",
+    "mae",
+    "ccc",
+    "note",
+)
+DECISION_COLUMNS: Final = ("threshold", "auroc", "ap", "f1", "precision", "recall", "mcc", "support", "note")
 MULTILABEL_COLUMNS: Final = ("precision", "recall", "f1", "auroc", "ap", "support", "note")
 CONSTANT: Final = 1e-6  # spread relative to magnitude under which a float32 column says nothing
-WEIGHTS_AT_A_TIME: Final = 2_000_000  # numbers of the bootstrap held in memory
+NUMBERS_AT_A_TIME: Final = 2_000_000  # numbers of the bootstrap held in memory
 
 
 @dataclass(frozen=True)
@@ -77,17 +93,15 @@ def agreement(
         If the shapes differ or a value is infinite.
     """
     true, guess = _pairs(rated, predicted, len(labels))
-    draws = _bootstrap_r(true, guess, resamples, seed)
     rows: list[tuple[object, ...]] = []
     for label in range(len(labels)):
-        paired = np.isfinite(true[:, label])
-        x, y = true[paired, label], guess[paired, label]
+        x, y = _complete(true[:, label], guess[:, label])
         note = _note(x, y)
-        r = spearman = low = high = np.nan
+        pearson = spearman = (np.nan, np.nan, np.nan)
         if not note:
-            r, spearman = _pearson(x, y), _pearson(rankdata(x), rankdata(y))
-            low, high = _interval(draws[:, label])
-        rows.append((len(x), r, low, high, spearman, *_errors(x, y), note))
+            pearson = (float(stats.pearsonr(x, y).statistic), *_bootstrap(_row_pearson, (x, y), resamples, seed))
+            spearman = (float(stats.spearmanr(x, y).statistic), *_bootstrap(_row_spearman, (x, y), resamples, seed))
+        rows.append((len(x), *pearson, *spearman, *_errors(x, y), note))
     return pd.DataFrame(rows, index=pd.Index(labels, name="label"), columns=list(AGREEMENT_COLUMNS))
 
 
@@ -102,11 +116,113 @@ def mean_r(rated: ArrayLike, predicted: ArrayLike, *, resamples: int = 1000, see
     if not any(usable):
         return MeanR(np.nan, np.nan, np.nan, 0)
     r = np.mean([_pearson(*_complete(true[:, label], guess[:, label])) for label in range(true.shape[1])])
-    draws = _bootstrap_r(true, guess, resamples, seed)
-    evaluable = np.isfinite(draws)
-    means = np.where(evaluable, draws, 0).sum(axis=1) / np.maximum(evaluable.sum(axis=1), 1)
-    low, high = _interval(np.where(evaluable.any(axis=1), means, np.nan))
+    some = np.isfinite(true).any(axis=1)
+    true, guess = true[some], guess[some]
+
+    def mean_over_labels(tracks: NDArray[np.intp], axis: int = -1) -> Floats:
+        each = [_row_pearson(true[tracks, label], guess[tracks, label], axis) for label in range(true.shape[1])]
+        mean: Floats = np.nanmean(each, axis=0)
+        return mean
+
+    low, high = _bootstrap(mean_over_labels, (np.arange(len(true)),), resamples, seed)
     return MeanR(float(r), low, high, true.shape[1])
+
+
+def shuffled_r(rated: ArrayLike, predicted: ArrayLike, *, shuffles: int = 200, seed: int = 0) -> float:
+    """Mean r that 95 % of random pairings of tracks' ratings with other tracks' predictions stay under: the floor.
+
+    Arrays as for `agreement`; NaN without a label that can be evaluated.
+    """
+    true, guess = _pairs(rated, predicted, None)
+    complete = np.isfinite(true).all(axis=1)
+    usable = [label for label in range(true.shape[1]) if not _note(true[complete, label], guess[complete, label])]
+    if not usable:
+        return float("nan")
+    true, guess = true[complete][:, usable], guess[complete][:, usable]
+    rng = np.random.default_rng(seed)
+    means = [float(np.nanmean(_column_r(true[rng.permutation(len(true))], guess))) for _ in range(shuffles)]
+    return float(np.percentile(means, 95))
+
+
+def decision_scores(truth: ArrayLike, score: ArrayLike, thresholds: ArrayLike, labels: Sequence[str]) -> pd.DataFrame:
+    """Score multi-label decisions ``score >= threshold`` where the threshold may differ from fold to fold, label by label.
+
+    Parameters
+    ----------
+    truth : array_like of bool
+        Shape (n, k).
+    score, thresholds : array_like
+        Shape (n, k); the score need not be a probability.
+    labels : sequence of str
+        The k labels: index of the result.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``threshold`` (mean over tracks), ``auroc``, ``ap``, ``f1``, ``precision``, ``recall``, ``mcc`` (Matthews),
+        ``support`` (positives), ``note``; all NaN and "not evaluable" where the truth has one class only.
+    """
+    true, values = _decisions(truth, score)
+    limits = np.asarray(thresholds, dtype=float)
+    if limits.shape != true.shape or len(labels) != true.shape[1]:
+        raise ValueError(f"thresholds have shape {limits.shape} and there are {len(labels)} labels for scores {true.shape}")
+    rows: list[tuple[object, ...]] = []
+    for label in range(true.shape[1]):
+        y, p, limit = true[:, label], values[:, label], limits[:, label]
+        support = int(y.sum())
+        if support in (0, len(y)):
+            reason = "no positives" if support == 0 else "no negatives"
+            rows.append((float(limit.mean()), *(np.nan,) * 6, support, f"not evaluable: {reason}"))
+            continue
+        chosen = p >= limit
+        precision, recall, f1, _ = sk.precision_recall_fscore_support(y, chosen, average="binary", zero_division=0)
+        mcc = float(sk.matthews_corrcoef(y, chosen))
+        rows.append(
+            (float(limit.mean()), roc_auc_score(y, p), average_precision_score(y, p), f1, precision, recall, mcc, support, "")
+        )
+    return pd.DataFrame(rows, index=pd.Index(labels, name="label"), columns=list(DECISION_COLUMNS))
+
+
+def label_set_scores(truth: ArrayLike, decided: ArrayLike) -> dict[str, float]:
+    """Score whole sets of labels a track: Hamming loss, F1 by samples, micro and macro, subset accuracy.
+
+    Macro F1 is over the labels that have both classes; a track without labels on both sides counts 1 in the F1 by samples.
+    """
+    true, chosen = np.asarray(truth, dtype=int), np.asarray(decided, dtype=int)
+    if true.shape != chosen.shape or true.ndim != 2 or not true.size:
+        raise ValueError(f"truth has shape {true.shape}, decisions {chosen.shape}: must be the same (n, k)")
+    evaluable = (true.min(axis=0) == 0) & (true.max(axis=0) == 1)
+    macro = sk.f1_score(true[:, evaluable], chosen[:, evaluable], average="macro", zero_division=0) if evaluable.any() else np.nan
+    return {
+        "n": float(len(true)),
+        "hamming_loss": float(sk.hamming_loss(true, chosen)),
+        "f1_samples": float(sk.f1_score(true, chosen, average="samples", zero_division=1)),
+        "f1_micro": float(sk.f1_score(true, chosen, average="micro", zero_division=0)),
+        "f1_macro": float(macro),
+        "subset_accuracy": float(sk.accuracy_score(true, chosen)),
+        "evaluable_labels": float(evaluable.sum()),
+    }
+
+
+def threshold_sweep(truth: ArrayLike, score: ArrayLike, labels: Sequence[str], grid: ArrayLike) -> pd.DataFrame:
+    """Precision, recall and F1 of each label, and their macro averages with the subset accuracy, at each threshold.
+
+    Columns ``threshold``, ``label`` (``macro`` for the averages over labels with both classes), ``precision``, ``recall``,
+    ``f1``, ``subset_accuracy`` (of the macro rows).
+    """
+    true, values = _decisions(truth, score)
+    evaluable = (true.min(axis=0) == 0) & (true.max(axis=0) == 1)
+    rows: list[tuple[object, ...]] = []
+    for threshold in np.asarray(grid, dtype=float):
+        chosen = values >= threshold
+        each = np.full((true.shape[1], 3), np.nan)
+        for label in np.flatnonzero(evaluable).tolist():
+            scores = sk.precision_recall_fscore_support(true[:, label], chosen[:, label], average="binary", zero_division=0)
+            each[label] = scores[:3]
+            rows.append((threshold, labels[label], *each[label], np.nan))
+        macro = each[evaluable].mean(axis=0) if evaluable.any() else (np.nan,) * 3
+        rows.append((threshold, "macro", *macro, float(sk.accuracy_score(true, chosen))))
+    return pd.DataFrame(rows, columns=["threshold", "label", "precision", "recall", "f1", "subset_accuracy"])
 
 
 def split_half_ceiling(listeners: pd.DataFrame, *, splits: int = 100, seed: int = 0) -> pd.Series[float]:
@@ -336,57 +452,58 @@ def _errors(x: Floats, y: Floats) -> tuple[float, float, float, float]:
     """R², RMSE, MAE and CCC of predictions y of ratings x."""
     if not len(x):
         return np.nan, np.nan, np.nan, np.nan
-    mean_square = float(((y - x) ** 2).mean())
+    mean_square = float(sk.mean_squared_error(x, y))
     variance = 0.0 if _is_constant(x) else float(x.var())
     spread = variance + float(y.var()) + float(x.mean() - y.mean()) ** 2
     covariance = float(((x - x.mean()) * (y - y.mean())).mean())
-    r2 = 1 - mean_square / variance if variance else np.nan
+    r2 = float(sk.r2_score(x, y)) if variance and len(x) > 1 else np.nan
     ccc = 2 * covariance / spread if variance else np.nan
-    return r2, mean_square**0.5, float(np.abs(y - x).mean()), ccc
+    return r2, mean_square**0.5, float(sk.mean_absolute_error(x, y)), ccc
 
 
 def _pearson(x: Floats, y: Floats) -> float:
     return float(np.corrcoef(x, y)[0, 1])
 
 
-def _column_r(x: Floats, y: Floats) -> Floats:
-    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-    scale = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
-    r: Floats = np.divide((x * y).sum(axis=0), scale, out=np.full(x.shape[1], np.nan), where=scale > 0)
+def _row_pearson(x: Floats, y: Floats, axis: int = -1) -> Floats:
+    """Pearson r along an axis; NaN pairs are left out, and r is NaN where a side is constant."""
+    x, y = x - np.nanmean(x, axis=axis, keepdims=True), y - np.nanmean(y, axis=axis, keepdims=True)
+    scale = np.sqrt(np.nansum(x**2, axis=axis) * np.nansum(y**2, axis=axis))
+    product = np.asarray(np.nansum(x * y, axis=axis))
+    r: Floats = np.divide(product, scale, out=np.full(product.shape, np.nan), where=scale > CONSTANT**2)
     return r
 
 
-def _bootstrap_r(true: Floats, guess: Floats, resamples: int, seed: int) -> Floats:
-    """Pearson r of each label on resampled tracks, shape (resample, label); NaN where a resample is constant."""
+def _row_spearman(x: Floats, y: Floats, axis: int = -1) -> Floats:
+    return _row_pearson(stats.rankdata(x, axis=axis), stats.rankdata(y, axis=axis), axis)
+
+
+def _bootstrap(
+    statistic: Callable[..., Floats], sample: tuple[NDArray[Any], ...], resamples: int, seed: int
+) -> tuple[float, float]:
+    """95 % percentile interval over resampled tracks (`scipy.stats.bootstrap`); resamples that are constant are left out."""
     if resamples < 1:
         raise ValueError(f"resamples={resamples} must be >= 1")
-    n, k = true.shape
-    paired = np.isfinite(true)
-    x, y = (_standardised(values, paired) for values in (true, guess))
-    moments = np.concatenate((paired.astype(float), x, y, x * x, y * y, x * y), axis=1)
-    rng = np.random.default_rng(seed)
-    draws = np.full((resamples, k), np.nan)
-    step = max(1, WEIGHTS_AT_A_TIME // max(n, 1))
-    for start in range(0, resamples if n else 0, step):
-        count = min(step, resamples - start)
-        picks = rng.integers(n, size=(count, n)) + n * np.arange(count)[:, None]
-        weights = np.bincount(picks.ravel(), minlength=count * n).reshape(count, n).astype(float)
-        size, sx, sy, sxx, syy, sxy = np.split(weights @ moments, 6, axis=1)
-        size = np.maximum(size, 1)
-        variances = (sxx - sx * sx / size, syy - sy * sy / size)
-        varied = (variances[0] > 1e-9 * size) & (variances[1] > 1e-9 * size)
-        scale = np.sqrt(np.where(varied, variances[0] * variances[1], 1))
-        draws[start : start + count] = np.where(varied, np.clip((sxy - sx * sy / size) / scale, -1, 1), np.nan)
-    return draws
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constant resamples
+        found = stats.bootstrap(
+            sample,
+            statistic,
+            paired=len(sample) > 1,
+            vectorized=True,
+            n_resamples=resamples,
+            batch=max(1, min(resamples, NUMBERS_AT_A_TIME // max(len(sample[0]), 1))),
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
+    return _interval(np.asarray(found.bootstrap_distribution))
 
 
-def _standardised(values: Floats, paired: Bools) -> Floats:
-    count = np.maximum(paired.sum(axis=0), 1)
-    centred = np.where(paired, values, 0.0)
-    centred = np.where(paired, centred - centred.sum(axis=0) / count, 0.0)
-    spread = np.sqrt((centred**2).sum(axis=0) / count)
-    standardised: Floats = centred / np.where(spread > 0, spread, 1)
-    return standardised
+def _column_r(x: Floats, y: Floats) -> Floats:
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    scale = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
+    r: Floats = np.divide((x * y).sum(axis=0), scale, out=np.full(x.shape[1:], np.nan), where=scale > 1e-9)
+    return r
 
 
 def _interval(draws: Floats) -> tuple[float, float]:

@@ -75,7 +75,7 @@ def test_resamples_are_seeded_and_drawn_in_bounded_pieces(monkeypatch):
     first = agreement(x[:, None], y[:, None], ["a"])
     assert first.equals(agreement(x[:, None], y[:, None], ["a"]))
     assert not first.equals(agreement(x[:, None], y[:, None], ["a"], seed=1))
-    monkeypatch.setattr("outputs.metrics.WEIGHTS_AT_A_TIME", 1000)
+    monkeypatch.setattr("outputs.metrics.NUMBERS_AT_A_TIME", 1000)
     assert first.equals(agreement(x[:, None], y[:, None], ["a"]))
 
 
