@@ -291,18 +291,6 @@ def _outputs(family: str) -> list[dict[str, Any]]:
     }[family]
 
 
-def _engine_ranges(family: str) -> dict[str, float]:
-    """Range of the labels of each head, in the network's own units, that engine differences are measured against."""
-    return {
-        "midlevel": {"rating": 0.9, "salience": 1.0},
-        "joint": {"film": 0.8, "midlevel": 0.9},
-        "a2e": {"film": 0.8},
-        "a2mid2e": {"film": 0.8, "midlevel": 0.9},
-        "emotion": {"emotion": 1.0},
-        "crnn": {"reg_output": 1.0, "class_output": 1.0},
-    }[family]
-
-
 def _network_entry(
     rated: Rated, work: Path, family: str, folder: Path, reference: dict[str, Array], explanation: dict[str, Any]
 ) -> dict[str, Any]:
@@ -343,7 +331,7 @@ def _network_entry(
         picked = np.random.default_rng(0).permutation(len(windows))
         calibration = [windows[k] for k in picked[:CALIBRATION_WINDOWS]]
         checked = [windows[k] for k in picked[CALIBRATION_WINDOWS : CALIBRATION_WINDOWS + AGREEMENT_WINDOWS]]
-        engine, record = _engine(graph, family, calibration, checked)
+        engine, record = export.engine(graph, family, calibration, checked)
         entry["engine_agreement"] = record
         inputs = np.stack(checked[:REFERENCE_WINDOWS])[..., None].astype(np.float16).astype(np.float32)
     else:
@@ -428,29 +416,6 @@ def _spread_rows(rated: Rated, family: str) -> NDArray[Any]:
     """Tracks of every corpus, evenly chosen, for calibration and agreement."""
     rows = [np.flatnonzero(rated.table["corpus"].eq(corpus)) for corpus in rated.table["corpus"].unique()]
     return np.concatenate([part[np.unique(np.linspace(0, len(part) - 1, 40).astype(int))] for part in rows])
-
-
-def _engine(graph: Any, family: str, calibration: Sequence[Array], checked: Sequence[Array]) -> tuple[bytes, dict[str, Any]]:
-    """Derive the CPU graph: int8 where it agrees with float32 within the rule, else float32 with float16 weights."""
-    ranges = _engine_ranges(family)
-    outputs: dict[str, list[Array]] = {}
-    for start in range(0, len(checked), 8):
-        batch = np.stack(checked[start : start + 8])[..., None].astype(np.float32)
-        for head, values in graph.predict_on_batch(batch).items():
-            outputs.setdefault(head, []).append(np.asarray(values))
-    expected = {head: np.concatenate(parts) for head, parts in outputs.items()}
-    plain = export.float_graph(graph)
-    tried: dict[str, Any] = {}
-    for kind in ("int8", "float32 (float16 weights)"):
-        derived = export.int8_graph(plain, calibration) if kind == "int8" else export.half_weights(plain)
-        found = export.agreement(export.run_graph(derived, checked), expected, ranges)
-        tried[kind] = [asdict(one) | {"good": one.good} for one in found]
-        print(
-            f"{family}: {kind}: {[(one.head, round(one.least_r, 5), round(one.largest_share, 5)) for one in found]}", flush=True
-        )
-        if all(one.good for one in found):
-            return derived, {"kind": kind, "measured": tried}
-    raise ValueError(f"{family}: no derived graph agrees with the Keras model: {tried}")
 
 
 def _small_inputs(rated: Rated, work: Path, family: str) -> Array:

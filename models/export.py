@@ -1,26 +1,42 @@
 """Derived inference files: ONNX graphs of the networks for onnxruntime on a CPU.
 
-Convolutional networks are converted by Keras and tf2onnx, then quantised to static int8 where that agrees with float32 on real
-windows, or else stored with float16 weights that are widened when the file is opened. The sequence network is written with ONNX's
+Convolutional networks are converted by Keras and tf2onnx, their batch norms folded, then quantised to static int8
+(models.quantization) where that agrees with float32 on real windows; or else they stay in float32. Weights that float16 holds
+exactly are stored so and widened when the file is opened. The sequence network is written with ONNX's
 own RNN operator, which takes the number of notes where Keras takes a mask. Needs the extra `train`.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models import quantization
+
 Array = NDArray[np.float32]
 
 MIN_R = 0.999  # of each label, derived graph against float32 Keras
 MAX_SHARE_OF_RANGE = 0.01  # mean absolute difference, as a share of the label's range
-HALF_FROM = 4_096  # numbers: larger weights are stored in float16
+HALF_FROM = 4_096  # numbers: larger weights are stored in float16, where that loses nothing
+DENSE_FROM = 2**20  # weights from which a dense layer is quantised
+TRIAL_WINDOWS = 24  # of the calibration windows: each way to quantise is judged by them
+MAX_MISS = 1.5  # times the rule on trial windows: what is worse is not worth the check, whose bias correction helps a little
+MAX_KEPT = 2  # convolutions that may stay in float32 beside the first
+# range of the labels of each head, in the network's own units, that differences are measured against
+RANGES = {
+    "midlevel": {"rating": 0.9, "salience": 1.0},
+    "joint": {"film": 0.8, "midlevel": 0.9},
+    "a2e": {"film": 0.8},
+    "a2mid2e": {"film": 0.8, "midlevel": 0.9},
+    "emotion": {"emotion": 1.0},
+    "crnn": {"reg_output": 1.0, "class_output": 1.0},
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,11 @@ class Agreement:
     def good(self) -> bool:
         """Whether the derived graph may be shipped."""
         return self.least_r >= MIN_R and self.largest_share <= MAX_SHARE_OF_RANGE
+
+    @property
+    def miss(self) -> float:
+        """How far the graph is from float32, 1 where the rule is just met."""
+        return max((1 - self.least_r) / (1 - MIN_R), self.largest_share / MAX_SHARE_OF_RANGE)
 
 
 def float_graph(network: Any) -> bytes:
@@ -56,8 +77,10 @@ def half_weights(graph: bytes) -> bytes:
     casts = []
     for tensor in list(model.graph.initializer):
         if tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= HALF_FROM:
-            name = tensor.name
-            half = numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), f"{name}_half")
+            name, values = tensor.name, numpy_helper.to_array(tensor)
+            if not np.array_equal(values.astype(np.float16).astype(np.float32), values):
+                continue
+            half = numpy_helper.from_array(values.astype(np.float16), f"{name}_half")
             model.graph.initializer.remove(tensor)
             model.graph.initializer.append(half)
             casts.append(helper.make_node("Cast", [half.name], [name], to=TensorProto.FLOAT))
@@ -67,50 +90,111 @@ def half_weights(graph: bytes) -> bytes:
     return serialized
 
 
-def int8_graph(graph: bytes, windows: Sequence[Array]) -> bytes:
-    """Quantise a float graph to static int8 (QDQ, per channel), calibrated by min and max on real windows."""
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self, name: str) -> None:
-            self.batches = iter([{name: window[None, ..., None].astype(np.float32)} for window in windows])
-
-        def get_next(self) -> dict[str, Array] | None:
-            return next(self.batches, None)
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "float.onnx").write_bytes(graph)
-        quant_pre_process(str(folder / "float.onnx"), str(folder / "prepared.onnx"), skip_symbolic_shape=True)
-        import onnx
-
-        inputs = onnx.load(folder / "prepared.onnx").graph.input[0].name
-        quantize_static(
-            str(folder / "prepared.onnx"),
-            str(folder / "int8.onnx"),
-            Reader(inputs),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            reduce_range=True,  # 7-bit weights: without VNNI instructions 8-bit ones would saturate, and differ by machine
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-        )
-        return (folder / "int8.onnx").read_bytes()
-
-
-def run_graph(graph: bytes, windows: Sequence[Array], threads: int = 2) -> dict[str, Array]:
+def run_graph(graph: bytes, windows: Sequence[Array]) -> dict[str, Array]:
     """Run an ONNX graph over windows one by one: head -> (window, label)."""
-    import onnxruntime
+    rows = list(quantization.run(graph, windows))
+    return {head: np.concatenate([row[head] for row in rows]) for head in rows[0]}
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    inputs = session.get_inputs()[0].name
-    rows = [session.run(names, {inputs: window[None, ..., None].astype(np.float32)}) for window in windows]
-    return {name: np.concatenate([row[number] for row in rows]) for number, name in enumerate(names)}
+
+def run_network(network: Any, windows: Sequence[Array]) -> dict[str, Array]:
+    """Run a Keras network over windows, a few at a time: head -> (window, label)."""
+    outputs: dict[str, list[Array]] = {}
+    for start in range(0, len(windows), 4):
+        batch = np.stack(windows[start : start + 4])[..., None].astype(np.float32)
+        for head, values in network.predict_on_batch(batch).items():
+            outputs.setdefault(head, []).append(np.asarray(values))
+    return {head: np.concatenate(parts) for head, parts in outputs.items()}
+
+
+def engine(
+    network: Any, family: str, calibration: Sequence[Array], checked: Sequence[Array], *, say: Callable[[str], None] = print
+) -> tuple[bytes, dict[str, Any]]:
+    """Derive the graph that a CPU runs, and the record of its agreement with the float32 Keras network.
+
+    Static int8 is tried in several ways: where each activation's scale ends, whether channels are balanced; the one that agrees
+    best on some of the calibration windows gets its bias corrected. If it misses the rule there, the convolution whose rounding
+    costs most stays in float32, then the next. What passes must agree on `checked`, too. If nothing does: float32.
+
+    Parameters
+    ----------
+    network : keras.Model
+        In float32, with one input.
+    family : str
+        One of `RANGES`.
+    calibration, checked : sequences of numpy.ndarray
+        Windows of real music, as the network takes them, without batch and channel axes; none in both.
+    say : Callable
+        Takes a line for each graph that was tried.
+
+    Returns
+    -------
+    bytes, dict
+        The ONNX file; `kind`, what was `measured` on `checked` for every kind that came so far, and how int8 was made.
+
+    Raises
+    ------
+    ValueError
+        If not even the float32 graph agrees.
+    """
+    ranges = RANGES[family]
+    plain = float_graph(network)
+    expected = run_network(network, checked)
+    measured: dict[str, Any] = {}
+    for kind, derived, made in _candidates(plain, family, calibration, say):
+        found = agreement(run_graph(derived, checked), expected, ranges)
+        measured[kind] = [asdict(one) | {"good": one.good} for one in found]
+        say(f"{family}: {kind}, on other windows: {_text(found)}")
+        if all(one.good for one in found):
+            return derived, {"kind": kind, "measured": measured} | made
+    raise ValueError(f"{family}: no derived graph agrees with the Keras model: {measured}")
+
+
+def _text(found: Sequence[Agreement]) -> str:
+    return ", ".join(
+        f"{one.head} r >= {one.least_r:.5f}, difference <= {100 * one.largest_share:.2f} % of the range" for one in found
+    )
+
+
+def _candidates(
+    plain: bytes, family: str, calibration: Sequence[Array], say: Callable[[str], None]
+) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """Graphs worth a check, the cheapest to run first: kind, graph, how it was made."""
+    ranges = RANGES[family]
+    folded = quantization.fold(plain, constant_channels=True)
+    trial = calibration[:: max(1, len(calibration) // TRIAL_WINDOWS)][:TRIAL_WINDOWS]
+    reference = run_graph(folded, trial)
+    activations = quantization.calibrate(folded, calibration)
+    entries = quantization.largest_entries(folded, calibration, DENSE_FROM)
+
+    def miss(clip: str, balance: float, kept: Sequence[int]) -> tuple[float, bytes]:
+        derived = quantization.quantize(folded, activations, clip, balance, kept)
+        derived = quantization.quantize_dense(derived, entries, DENSE_FROM)
+        found = agreement(run_graph(derived, trial), reference, ranges)
+        say(f"{family}: int8, {clip}, balance {balance}, in float32 {list(kept)}: {_text(found)}")
+        return max(one.miss for one in found), derived
+
+    ways = [(clip, balance) for clip in quantization.CLIPS for balance in quantization.BALANCES]
+    tried = {way: miss(*way, ()) for way in ways}
+    clip, balance = min(ways, key=lambda way: tried[way][0])
+    score, derived = tried[clip, balance]
+    kept: list[int] = []
+    left = list(range(1, quantization.convolutions(folded)))
+    while left:  # once all are in float32 nothing of this is left
+        made = {"made": {"scale_ends_at": clip, "balance": balance, "convolutions_in_float32": [0, *kept]}}
+        if score <= MAX_MISS:
+            corrected = half_weights(quantization.correct_bias(derived, folded, trial))
+            yield "int8" if not kept else f"int8, {len(kept)} more convolutions in float32", corrected, made
+        if len(kept) == MAX_KEPT:
+            break
+        scored = {number: miss(clip, balance, [*kept, number]) for number in left}
+        best = min(left, key=lambda number: scored[number][0])
+        kept.append(best)
+        left.remove(best)
+        score, derived = scored[best]
+    if entries:
+        dense = quantization.quantize_dense(quantization.fold(plain, constant_channels=False), entries, DENSE_FROM)
+        yield "int8 (dense layer only)", half_weights(dense), {}
+    yield "float32 (float16 weights)", half_weights(quantization.fold(plain, constant_channels=False)), {}
 
 
 def agreement(derived: dict[str, Array], reference: dict[str, Array], ranges: dict[str, float]) -> list[Agreement]:
