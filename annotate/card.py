@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,9 +31,12 @@ NOT_FOR = {
     "midlevel": "comparing single tracks whose values lie closer than the errors below",
     "probe": "an emotion that everyone feels: it predicts shares of the players of one game; nor as the best guess of them",
     "joint": "emotions that listeners feel: film emotions are those that raters heard expressed",
+    "a2e": "as `joint`; nor for what speaks for an emotion, which it does not say",
+    "a2mid2e": "as `joint`",
     "emotion": "an emotion that everyone feels: it predicts shares of the players of one game",
     "va": "music whose character is not in its notes (sound, voice, words)",
     "vaseq": "music whose character is not in its first 512 notes",
+    "vatransfer": "music whose character is not in its notes (sound, voice, words)",
     "crnn": "listeners' ratings: its valence, arousal and dominance come from word norms, its genres are Emotify's four folders",
     "descriptors": "levels on other corpora: ratings of another scale or population shift them",
     "best": "levels on other corpora, as `descriptors`; nor as independent of `descriptors`, which it contains",
@@ -85,6 +89,12 @@ def score_rows(manifest: Mapping[str, Any]) -> list[ScoreRow]:
                 )
             )
     return rows
+
+
+def portable(command_line: str) -> str:
+    """Write a command line without the places of one machine: of an absolute path the last part stays."""
+    words = (f"…/{PurePosixPath(word).name}" if word.startswith("/") else word for word in shlex.split(command_line))
+    return " ".join(f'"{word}"' if " " in word else word for word in words)
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -38,7 +38,7 @@ import soxr
 from numpy.typing import NDArray
 
 from annotate.audio import AudioError, decode
-from annotate.card import failures_lines, models_digest, robustness_lines, twins_lines
+from annotate.card import failures_lines, models_digest, portable, robustness_lines, twins_lines
 from annotate.corpora import Track, scan
 from annotate.demo import Cues, compose, render, twin
 from annotate.pipeline import RunOptions, run
@@ -185,7 +185,7 @@ def try_bundle(options: TrialOptions) -> dict[str, Any]:
         "tool": f"annotate {metadata.version('annotate')}",
         "bundle": {"name": bundle.name, "version": bundle.version, "models_sha256": plan["models_sha256"]},
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command_line": options.command_line,
+        "command_line": portable(options.command_line),
         "twins": twins(table, bundle, options),
         "robustness": {"music": music_corpus.name} | robustness(table, names, columns, options) | {"unused": unused},
         "failures": failures(table, names, columns),

@@ -29,6 +29,7 @@ from annotate.card import (
     failures_lines,
     genre_line,
     number,
+    portable,
     robustness_lines,
     score_rows,
     score_table,
@@ -408,7 +409,9 @@ def evaluation_lines(folder: Path) -> Iterator[str]:
     tried = scores["bundle"]
     how = (
         f"retrained on {scores['folds']} grouped folds, seed {scores['seed']}"
-        if scores["mode"] == "folds"
+        if scores["folds"]
+        else f"retrained on the split {portable(scores['split'])}, seed {scores['seed']}"
+        if scores.get("split")
         else "on tracks that the bundle was not trained on"
     )
     corpora = ", ".join(
@@ -417,7 +420,7 @@ def evaluation_lines(folder: Path) -> Iterator[str]:
     )
     yield f"### {folder.name}: bundle {tried['name']} {tried['version']} {how}"
     yield ""
-    yield f"{corpora}; {scores['time_utc']}; `{scores['command_line']}`"
+    yield f"{corpora}; {scores['time_utc']}; `{portable(scores['command_line'])}`"
     yield ""
     yield "| family | target | corpus | tracks | r | descriptor model | group mean | shuffled | ceiling | R² | AUROC | F1 |"
     yield "|---|---|---|---|---|---|---|---|---|---|---|---|"

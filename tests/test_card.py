@@ -106,6 +106,15 @@ def test_trials_are_in_the_card_as_they_were_measured(manifest: dict[str, Any]) 
     assert "not evaluated" not in text
 
 
+def test_a_command_line_tells_no_places_of_a_machine() -> None:
+    said = card.portable("annotate bundle trials default '/home/me/Music Data' --out t.json")
+    assert said == 'annotate bundle trials default "…/Music Data" --out t.json'
+
+
+def test_every_family_has_something_that_it_is_not_for() -> None:
+    assert set(card.NOT_FOR) == set(bundle.FAMILIES)
+
+
 def test_a_card_without_trials_says_so(manifest: dict[str, Any]) -> None:
     text = card.card(manifest)
     assert "Not measured for this bundle" in text

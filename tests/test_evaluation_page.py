@@ -123,6 +123,9 @@ def test_an_evaluation_folder_is_shown(evaluation: ModuleType, held: bundle.Bund
     assert "bundle default 1.0 on tracks that the bundle was not trained on" in text
     assert "| `emotion` | gems | emotify | 91 | 0.512 (0.400 to 0.600) | 0.55 | 0.27 | 0.01 | 0.80 | 0.20 | 0.71 |  |" in text
     assert "Genre (`crnn`): accuracy 0.800, top-3 0.990." in text
+    for how, said in (({"folds": 5}, "retrained on 5 grouped folds, seed 0"), ({"split": "a.txt"}, "on the split a.txt, seed 0")):
+        (tmp_path / "scores.json").write_text(json.dumps(scores | {"mode": "folds"} | how))
+        assert said in evaluation.page(held.manifest, held.digest, None, {}, {}, [tmp_path])
     (tmp_path / "scores.json").write_text(json.dumps(scores | {"kind": "x"}))
     with pytest.raises(SystemExit, match="kind 'x'"):
         evaluation.page(held.manifest, held.digest, None, {}, {}, [tmp_path])
