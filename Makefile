@@ -3,6 +3,7 @@
 # make annotate DATA="Music Data/" OUT=x.parquet
 # make bundle DATA=../shared/data OUT=bundles/mine     train every family (hours)
 # make trials BUNDLE=bundles/mine MUSIC=../shared/data/emotify    twins, robustness, failures into an unpublished bundle's card
+# make figures DATA=../shared/data [TABLE=emotify_v1.parquet]    README's heat map anew
 # make evaluation [DATA=../shared/data] [EVALUATIONS="eval/folds eval/unseen"]    docs/evaluation.md and README's table anew
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -12,7 +13,7 @@ BIN := .venv/bin
 UV := .uv/bin/uv
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: install demo test annotate lint bundle trials evaluation clean
+.PHONY: install demo test annotate lint bundle trials evaluation figures clean
 
 # uv lives in a venv of its own, so that the project's environment is exactly what the lock says
 $(UV):
@@ -57,6 +58,13 @@ trials: install
 	@test -n "$(BUNDLE)" -a -n "$(MUSIC)" || { echo 'say: make trials BUNDLE=bundles/mine MUSIC=../shared/data/emotify'; exit 2; }
 	$(BIN)/annotate bundle trials "$(BUNDLE)" "$(MUSIC)" --out "$(BUNDLE).trials.json" --work "$(BUNDLE).trials.work" --complete
 	rm -rf "$(BUNDLE).trials.work"
+
+# README's heat map: annotates Emotify (or takes TABLE), reports on it, copies the figure
+figures: install
+	@test -n "$(DATA)" || { echo 'say: make figures DATA=../shared/data [TABLE=emotify_v1.parquet]'; exit 2; }
+	test -n "$(TABLE)" || $(BIN)/annotate run "$(DATA)/emotify" --out build/emotify.parquet --models midlevel,probe,descriptors,best
+	$(BIN)/annotate report "$(or $(TABLE),build/emotify.parquet)" --ratings "$(DATA)/emotify/data.csv" --out build/report
+	cp build/report/figures/correlations_midlevel.png docs/correlations_midlevel.png
 
 # after the built-in bundle has changed: docs/evaluation.md, its figure, and README's table
 evaluation: install

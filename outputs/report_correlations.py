@@ -224,7 +224,7 @@ def _correlations(found: pd.DataFrame, grouped: Mapping[str, list[Column]], how:
                 figure = figures.heat_map(
                     _grid(inside, kind),
                     marks=_grid(inside, f"{kind}_q") < ALPHA,
-                    title=f"{words[0].upper()}{words[1:]}: {name}",
+                    title=f"{words[0].upper()}{words[1:]}: {name} ({MARK}, n = {n})",
                     x_name="human rating",
                     y_name="annotated column",
                     colour_name=f"{words} (no unit)",
