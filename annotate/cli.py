@@ -105,7 +105,8 @@ def _end_anyway() -> None:
 def run(audio: tuple[str, ...], **options: Any) -> None:
     r"""Annotate audio files and folders into one table; started again, it goes on where it stopped.
 
-    AUDIO: WAV, FLAC, Ogg, Opus, MP3 or AIFF files, or folders of them. Exit status: 0 no failed row, 3 some rows failed (they
+    AUDIO: WAV, FLAC, Ogg, Opus, MP3 or AIFF files, or folders of them, on this machine or at URLs (s3://, gs://, http://; extra
+    `remote`). Exit status: 0 no failed row, 3 some rows failed (they
     say why), 1 nothing could be done, 2 wrong usage, 130 interrupted.
 
     \b
@@ -192,9 +193,10 @@ def corpus(folders: tuple[str, ...], corpus: str, deam_as_is: bool) -> None:
     annotate corpus "Music Data/"
     """
     with clear_errors():
-        from annotate.corpora import describe, scan
+        from annotate.corpora import describe
+        from annotate.places import scan_anywhere
 
-        click.echo(describe(scan(folders, corpus=corpus, correct_deam=not deam_as_is)))
+        click.echo(describe(scan_anywhere(folders, corpus=corpus, correct_deam=not deam_as_is)))
 
 
 @main.command()

@@ -276,7 +276,7 @@ def work_on_cluster(
     ClusterError
         No scheduler, or of another version; workers that lack something, by name; a scheduler that is gone.
     """
-    task = Task(job, uuid.uuid4().hex, bundle.name, bundle.digest, own_cache, pending[0].path)
+    task = Task(job, uuid.uuid4().hex, bundle.name, bundle.digest, own_cache, None if pending[0].url else pending[0].path)
     token = _token(task)
     token.parent.mkdir(parents=True, exist_ok=True)
     for stale in token.parent.iterdir():  # the lock of the run is ours

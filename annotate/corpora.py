@@ -106,6 +106,7 @@ class Track:
     artist: str | None = None  # by the corpus's metadata; None: take the tags
     album: str | None = None
     title: str | None = None
+    url: str | None = None  # where the file is fetched from; None: `path` is a file of this machine
 
 
 @dataclass(frozen=True, eq=False)

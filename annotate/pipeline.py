@@ -26,7 +26,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from annotate.corpora import Corpus, Track, path_of, scan
+from annotate.corpora import Corpus, Track, path_of
+from annotate.places import FetchError, fetched, is_url, scan_anywhere
 from annotate.progress import Progress
 from annotate.schema import columns_for, known_tracks, was_in_training, window_columns_for
 from annotate.shards import Shard, ShardNote, note_as_json, note_of, own_tracks
@@ -110,7 +111,7 @@ def run(options: RunOptions) -> RunResult:
     families = inference.required(chosen, bundle)
     if options.midi is not None and "notes" not in bundle.families:
         raise RunError(f"--midi {options.midi}: bundle {bundle.name!r} holds no transcription (family notes)")
-    corpus = scan(
+    corpus = scan_anywhere(
         options.audio,
         corpus=options.corpus,
         include=options.include,
@@ -233,8 +234,9 @@ def is_unchanged(track: Track, part: Part | None, options: RunOptions) -> bool:
         return False
     if options.verify and part.state.sha256 is not None:
         try:
-            return file_digest(track.path) == part.state.sha256
-        except OSError:  # gone or unreadable: the worker says so in the track's row
+            with fetched(track) as local:
+                return file_digest(local.path) == part.state.sha256
+        except (OSError, FetchError):  # gone or unreadable: the worker says so in the track's row
             return False
     return (part.state.size, part.state.mtime_ns) == (track.size, track.mtime_ns)
 
@@ -570,6 +572,10 @@ def provenance_of(bundle: Bundle, families: Sequence[str], corpus: Corpus, devic
         "python": platform.python_version(),
         "device": device,
         "engine": "keras float32" if options.exact or device == "gpu" else "onnx",
-        "corpus": {"name": corpus.name, "root": str(corpus.root), "messages": list(corpus.messages)},
+        "corpus": {
+            "name": corpus.name,
+            "root": ", ".join(options.audio) if is_url(options.audio[0]) else str(corpus.root),
+            "messages": list(corpus.messages),
+        },
         "explanation": bundle.manifest.get("explanation", {}),
     }

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from annotate.audio import AudioError, Decoded, decode, stated_duration_s
 from annotate.corpora import Track, read_tags
+from annotate.places import FetchError, PlaceLost, check_mount, fetched
 from annotate.store import CAUSES, FeatureCache, FileState, Part, StoreError, cache_key, host, replace_atomically, write_part
 from models import inference
 from models.bundle import Bundle, BundleError, run_engine
@@ -103,12 +104,12 @@ def process(tracks: Sequence[Track], job: Job) -> list[Done]:
 
     Raises
     ------
-    StoreError, BundleError
+    StoreError, BundleError, PlaceLost
         What no other track would survive either.
     """
     try:
         return _process(tracks, job)
-    except (StoreError, BundleError):
+    except (StoreError, BundleError, PlaceLost):
         raise
     except OSError as error:
         refuse_full_disk(error, job)
@@ -216,7 +217,7 @@ def prepare_windows(tracks: Sequence[Track], job: Job) -> list[Prepared]:
                         for family in inference.SPECTROGRAM_FAMILIES
                         if family in job.families and one.signals
                     }
-            except (StoreError, BundleError):
+            except (StoreError, BundleError, PlaceLost):
                 raise
             except Exception as error:
                 if isinstance(error, OSError):
@@ -238,6 +239,12 @@ def _windows(bundle: Bundle, family: str, prepared: Sequence[Prepared], watch: W
 
 def prepare(track: Track, job: Job) -> Prepared:
     """Decode a track and compute everything that needs no spectrogram network."""
+    if track.url is not None:
+        try:
+            with fetched(track) as local:
+                return replace(prepare(local, job), track=track)
+        except FetchError as error:
+            return Prepared(track, FileState(track.size, track.mtime_ns, None), failed_row(track, str(error)))
     started = time.monotonic()
     tags = read_tags(track.path)
     row: dict[str, Any] = {
@@ -261,6 +268,7 @@ def prepare(track: Track, job: Job) -> Prepared:
     try:
         decoded = decode(track.path, rates=sorted(rates))
     except AudioError as error:
+        check_mount(track)
         return Prepared(track, state, row | {"status": "failed", "error": str(error)}, seconds=time.monotonic() - started)
     state = FileState(track.size, track.mtime_ns, decoded.sha256)
     row |= {
