@@ -56,7 +56,7 @@ bundle: install
 
 trials: install
 	@test -n "$(BUNDLE)" -a -n "$(MUSIC)" || { echo 'say: make trials BUNDLE=bundles/mine MUSIC=../shared/data/emotify'; exit 2; }
-	$(BIN)/annotate bundle trials "$(BUNDLE)" "$(MUSIC)" --out "$(BUNDLE).trials.json" --work "$(BUNDLE).trials.work" --complete
+	$(BIN)/annotate bundle trials "$(BUNDLE)" "$(MUSIC)" --out "$(BUNDLE).trials.json" --work "$(BUNDLE).trials.work" --complete $(TRIALS_ARGS)
 	rm -rf "$(BUNDLE).trials.work"
 
 # README's heat map: annotates Emotify (or takes TABLE), reports on it, copies the figure
