@@ -13,7 +13,9 @@ BIN := .venv/bin
 UV := .uv/bin/uv
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: install demo test annotate lint bundle trials evaluation figures clean
+# make docs      writes docs/commands.md and docs/columns.md anew from the code
+
+.PHONY: install demo test annotate docs lint bundle trials evaluation figures clean
 
 # uv lives in a venv of its own, so that the project's environment is exactly what the lock says
 $(UV):
@@ -42,6 +44,9 @@ test: install
 annotate: install
 	@test -n "$(DATA)" || { echo 'say: make annotate DATA="Music Data/" OUT=x.parquet'; exit 2; }
 	$(BIN)/annotate run "$(DATA)" --out "$(OUT)"
+
+docs: install
+	$(BIN)/python docs/generate.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -29,6 +29,7 @@ from annotate.schema import title_key
 from annotate.training import Rated, values_of
 from models import bundle as bundles
 from models import export
+from models.inference import FRONT_END_OF as FRONT_END
 from models.labels import FILM, GEMS, GENRES, MIDLEVEL
 
 Array = NDArray[np.float32]
@@ -40,14 +41,6 @@ SALIENCE_THRESHOLD = 0.4  # founding document 000
 THRESHOLD_GRID = np.arange(0.05, 0.71, 0.01)  # predicted shares seldom reach the document's .30-.70
 FEWEST_POSITIVES = 5
 LICENCE = "weights MIT; trained on audio and ratings that are for research use"
-FRONT_END = {
-    "midlevel": "StftSpec",
-    "joint": "LogFrequencySpec",
-    "a2e": "LogFrequencySpec",
-    "a2mid2e": "LogFrequencySpec",
-    "emotion": "MelMfccContrastSpec",
-    "crnn": "MelSpec",
-}
 ARCHITECTURE = {
     "midlevel": "midlevel",
     "probe": "probe",
@@ -301,25 +294,7 @@ def _network_entry(
     va.register()
     trained = keras.saving.load_model(work / family / "final" / "model.keras", compile=False)
     arguments = _arguments(family, trained)
-    entry: dict[str, Any] = {
-        "architecture": ARCHITECTURE[family],
-        "arguments": arguments,
-        "front_end": FRONT_END.get(
-            family,
-            {"va": "22 note statistics", "vaseq": "note sequence", "vatransfer": "note sequence", "probe": "salience"}.get(
-                family
-            ),
-        ),
-        "spec": asdict(_spec(FRONT_END[family])) if family in FRONT_END else asdict(_spec("TranscriptionSpec")),
-        "window_s": _window_s(family),
-        "pooling": POOLING if family in FRONT_END else "the mean salience of the track" if family == "probe" else "whole track",
-        "outputs": _outputs(family),
-        "weights": f"{family}.keras",
-        "engine": f"{family}.onnx",
-        "training": _training_record(rated, work, family),
-    }
-    if family == "crnn":
-        entry["genres"] = list(GENRES.labels)
+    entry = network_base(family, arguments) | {"engine": f"{family}.onnx", "training": _training_record(rated, work, family)}
     shell = bundles._family(family, entry)
     graph = bundles.build_graph(shell)
     bundles.save_network(trained, folder / f"{family}.keras", lambda: bundles.build_graph(shell))
@@ -343,24 +318,8 @@ def _network_entry(
         reference[f"{family}/keras/{head}"] = np.asarray(values)
     for head, values in bundles.run_engine(folder / f"{family}.onnx", inputs).items():
         reference[f"{family}/onnx/{head}"] = values
-    if family == "probe":
-        kernel, bias = graph.get_layer("gems").get_weights()
-        explanation["probe"] = {
-            "inputs": [f"salient_{label}" for label in MIDLEVEL.labels],
-            "outputs": [f"gems_{label}" for label in GEMS.labels],
-            "scale": "log-odds",
-            "weights": kernel.T.round(6).tolist(),
-            "bias": bias.round(6).tolist(),
-        }
-    if family == "joint":
-        kernel, bias = graph.get_layer("film").get_weights()
-        explanation["joint"] = {
-            "inputs": [f"joint_{label}" for label in MIDLEVEL.labels],
-            "outputs": [f"film_{label}" for label in FILM.labels],
-            "scale": "rating",
-            "weights": kernel.T.round(6).tolist(),
-            "bias": (10 * bias).round(6).tolist(),
-        }
+    if family in ("probe", "joint"):
+        explanation[family] = explanation_of(family, graph)
     return entry
 
 
@@ -376,6 +335,45 @@ def _frozen_entry(source: str, folder: Path, reference: dict[str, Array]) -> dic
     entry: dict[str, Any] = dict(bundle.manifest["families"]["midlevel"])
     entry.pop("scores", None)
     return entry | {"taken_from": {"name": bundle.name, "version": bundle.version, "digest": bundle.digest}}
+
+
+def network_base(family: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What bundle.json says of any network of ours, whoever trained it."""
+    no_window = {
+        "va": "22 note statistics",
+        "vaseq": "note sequence",
+        "vatransfer": "note sequence",
+        "probe": "salience",
+    }
+    entry: dict[str, Any] = {
+        "architecture": ARCHITECTURE[family],
+        "arguments": arguments,
+        "front_end": FRONT_END.get(family) or no_window[family],
+        "spec": asdict(_spec(FRONT_END[family])) if family in FRONT_END else asdict(_spec("TranscriptionSpec")),
+        "window_s": _window_s(family),
+        "pooling": POOLING if family in FRONT_END else "the mean salience of the track" if family == "probe" else "whole track",
+        "outputs": _outputs(family),
+        "weights": f"{family}.keras",
+    }
+    if family == "crnn":
+        entry["genres"] = list(GENRES.labels)
+    return entry
+
+
+def explanation_of(family: str, graph: Any) -> dict[str, Any]:
+    """Weights and biases of a linear head, as `annotate explain` reads them: the probe's in log-odds, joint's in ratings."""
+    head, reads, writes, labels = {
+        "probe": ("gems", "salient", "gems", GEMS.labels),
+        "joint": ("film", "joint", "film", FILM.labels),
+    }[family]
+    kernel, bias = graph.get_layer(head).get_weights()
+    return {
+        "inputs": [f"{reads}_{label}" for label in MIDLEVEL.labels],
+        "outputs": [f"{writes}_{label}" for label in labels],
+        "scale": "log-odds" if family == "probe" else "rating",
+        "weights": kernel.T.round(6).tolist(),
+        "bias": ((1 if family == "probe" else 10) * bias).round(6).tolist(),
+    }
 
 
 def _arguments(family: str, trained: Any) -> dict[str, Any]:

@@ -18,6 +18,9 @@ from typing import Any
 
 import click
 
+from annotate.cli_bundle import bundle
+from annotate.cli_doctor import completion, doctor
+from annotate.cli_export import export
 from annotate.cli_merge import merge
 from annotate.cli_report import compare, explain, report
 from annotate.cli_train import evaluate, train
@@ -221,71 +224,17 @@ def demo(folder: Path, tracks: int, duration: float, seed: int, file_format: str
         click.echo(f"{len(paths)} tracks of {duration:g} s and data.csv in {folder}")
 
 
-@main.group()
-def bundle() -> None:
-    """Look after bundles of frozen models."""
-
-
-@bundle.command("list")
-def bundle_list() -> None:
-    r"""List the bundles that come with the package.
-
-    \b
-    annotate bundle list
-    """
-    with clear_errors():
-        from models.bundle import DEFAULT, built_in_bundles, load
-
-        for folder in built_in_bundles():
-            held = load(str(folder))
-            mark = " (default)" if folder.name == DEFAULT else ""
-            click.echo(f"{folder.name}{mark}  version {held.version}  {', '.join(held.families)}")
-
-
-@bundle.command("show")
-@click.argument("name", default="default")
-def bundle_show(name: str) -> None:
-    r"""Print a bundle's card: data, licence, scores, what it must not be used for.
-
-    \b
-    annotate bundle show default
-    """
-    with clear_errors():
-        from models.bundle import load
-
-        held = load(name)
-        click.echo(f"{held.name} version {held.version}\n{held.folder}\nSHA-256 {held.digest}\n")
-        click.echo(held.file("README.md").read_text(encoding="utf-8"))
-
-
-@bundle.command("verify")
-@click.argument("name", default="default")
-def bundle_verify(name: str) -> None:
-    r"""Check a bundle: digests of all files, and every model against the reference outputs.
-
-    \b
-    annotate bundle verify default
-    """
-    with clear_errors():
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        from models.bundle import load, verify
-
-        held = load(name)
-        click.echo(f"{held.name} version {held.version}: {len(held.manifest['files'])} files match their digests")
-        for line in verify(held):
-            click.echo(line)
-        click.echo("ok")
-
-
 main.add_command(train)
 main.add_command(evaluate)
-
-
+main.add_command(bundle)
+main.add_command(completion)
+main.add_command(doctor)
+main.add_command(export)
 main.add_command(merge)
-bundle.add_command(trials)
 main.add_command(report)
 main.add_command(compare)
 main.add_command(explain)
+bundle.add_command(trials)
 
 if __name__ == "__main__":
     main()

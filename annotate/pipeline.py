@@ -19,13 +19,14 @@ import platform
 import shlex
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from annotate import forecast
 from annotate.corpora import Corpus, Track, path_of
 from annotate.places import FetchError, fetched, is_url, scan_anywhere
 from annotate.progress import Progress
@@ -135,7 +136,10 @@ def run(options: RunOptions) -> RunResult:
             )
         todo = list(corpus.tracks) if options.restart else pending_tracks(corpus, before, families, options)
         n_done = len(corpus.tracks) - len(todo)
-        log.info("dry run: %d tracks would be annotated, %d are done", len(todo[: options.limit]), n_done)
+        todo = todo[: options.limit]
+        log.info("dry run: %d tracks would be annotated, %d are done", len(todo), n_done)
+        if todo:
+            log.info("%s", forecast_of(todo, bundle, families, fingerprint, device, options))
         return RunResult(n_done, 0, 0, written=False)
     with RunFolder.open(out, fingerprint, restart=options.restart, shard=options.shard) as folder:
         pending = pending_tracks(corpus, folder, families, options)
@@ -146,9 +150,29 @@ def run(options: RunOptions) -> RunResult:
         skipped = len(corpus.tracks) - len(pending) - len(left)
         with Progress(pending, options.progress, skipped=skipped, device=device) as progress:
             work(pending, bundle, families, folder.folder, device, options, progress)
+        wall_s = time.monotonic() - progress.started
+        forecast.keep_rate(
+            forecast.rate_key(fingerprint, jobs_of(options), options.scheduler or device), progress.left.audio_s, wall_s
+        )
         outdated = {track.track for track in left if not is_unchanged(track, folder.read_part(track.track), options)}
         note = None if shard is None else note_of(shard, whole, corpus, len(left), fingerprint)
         return write(corpus, folder, bundle, chosen, device, options, new=len(pending), outdated=outdated, note=note)
+
+
+def forecast_of(
+    todo: Sequence[Track],
+    bundle: Bundle,
+    families: Sequence[str],
+    fingerprint: Mapping[str, Any],
+    device: str,
+    options: RunOptions,
+) -> str:
+    """How long a run will take, in words: by the last such run, or by a short measurement where workers run the networks."""
+    jobs = jobs_of(options)
+    rate = forecast.known_rate(forecast.rate_key(fingerprint, jobs, options.scheduler or device))
+    if rate is None and device == "cpu" and not options.exact and options.scheduler is None:
+        rate = forecast.measured_rate(job_of(bundle, families, Path(), options), jobs)
+    return forecast.say(todo, rate, jobs)
 
 
 def check_places(options: RunOptions) -> None:
@@ -272,18 +296,7 @@ def work(
 ) -> None:
     """Annotate every pending track; when it returns, each has a part."""
     networks_here = not options.exact and device == "cpu"
-    job = Job(
-        bundle=str(bundle.folder),
-        families=tuple(families),
-        run_folder=run_folder,
-        cache=(options.cache or default_cache_folder()) if options.use_cache else None,
-        cache_bytes=CACHE_BYTES,
-        midi=options.midi,
-        windows=options.windows is not None,
-        timeout_s=options.timeout_s,
-        batch_size=options.batch_size,
-        marks="started" if options.shard is None else f"started-{options.shard.replace('/', '-of-')}",
-    )
+    job = job_of(bundle, families, run_folder, options)
     if not pending:
         return
     if options.scheduler is not None:
@@ -309,6 +322,22 @@ def work(
         work_in_workers(process, pending, job, jobs_of(options), progress.step, progress)
     else:
         work_in_main(pending, bundle, job, options, progress)
+
+
+def job_of(bundle: Bundle, families: Sequence[str], run_folder: Path, options: RunOptions) -> Job:
+    """State what every worker of a run must know."""
+    return Job(
+        bundle=str(bundle.folder),
+        families=tuple(families),
+        run_folder=run_folder,
+        cache=(options.cache or default_cache_folder()) if options.use_cache else None,
+        cache_bytes=CACHE_BYTES,
+        midi=options.midi,
+        windows=options.windows is not None,
+        timeout_s=options.timeout_s,
+        batch_size=options.batch_size,
+        marks="started" if options.shard is None else f"started-{options.shard.replace('/', '-of-')}",
+    )
 
 
 def jobs_of(options: RunOptions) -> int:

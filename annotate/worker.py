@@ -354,8 +354,13 @@ def midi_path(folder: Path, track: Track) -> Path:
 
     A name that is too long for a file system ends in a digest instead.
     """
-    *above, name = track.track.split("/")
-    return folder.joinpath(*(_short(part, "") for part in above), _short(name, ".mid"))
+    return beside(folder, track.track, ".mid")
+
+
+def beside(folder: Path, identity: str, suffix: str) -> Path:
+    """Where a file about a track lies in a folder of such files: under the track's whole identity, so that no two share one."""
+    *above, name = identity.split("/")
+    return folder.joinpath(*(_short(part, "") for part in above), _short(name, suffix))
 
 
 def _short(name: str, suffix: str) -> str:

@@ -36,6 +36,14 @@ FRONT_ENDS: dict[str, tuple[type[Any], Callable[[Array, Any], Iterator[Array]]]]
     "MelMfccContrastSpec": (MelMfccContrastSpec, mel_mfcc_contrast_windows),
 }
 TRACK_SPECS: dict[str, type[Any]] = {"TranscriptionSpec": TranscriptionSpec, "DescriptorSpec": DescriptorSpec}
+FRONT_END_OF = {
+    "midlevel": "StftSpec",
+    "joint": "LogFrequencySpec",
+    "a2e": "LogFrequencySpec",
+    "a2mid2e": "LogFrequencySpec",
+    "emotion": "MelMfccContrastSpec",
+    "crnn": "MelSpec",
+}
 SPECTROGRAM_FAMILIES = ("midlevel", "joint", "a2e", "a2mid2e", "emotion", "crnn")
 REQUIRES: dict[str, tuple[str, ...]] = {
     "probe": ("midlevel",),
@@ -112,7 +120,9 @@ def onnx_predict(bundle: Bundle, family: str) -> Predict:
     """Predict with a family's ONNX graph on one CPU thread."""
     engine = bundle.families[family].engine
     if engine is None:
-        raise BundleError(f"bundle {bundle.name!r}: {family} has no ONNX graph")
+        raise BundleError(
+            f"bundle {bundle.name!r}: {family} has no ONNX graph; run with --exact, or import it again with the extra 'train'"
+        )
     path = bundle.file(engine)
     return lambda batch: run_engine(path, batch)
 
@@ -127,6 +137,13 @@ def keras_predict(bundle: Bundle, family: str) -> Predict:
         tensorflow.config.experimental.enable_tensor_float_32_execution(False)  # float32 means float32 on a GPU, too
     network = load_network(bundle, family)
     return lambda batch: {head: np.asarray(values) for head, values in network.predict_on_batch(batch).items()}
+
+
+def sees_gpu() -> bool:
+    """Whether TensorFlow finds a GPU; imports it."""
+    import tensorflow
+
+    return bool(tensorflow.config.list_physical_devices("GPU"))
 
 
 def packed(windows: Iterable[tuple[int, Array]], batch_size: int) -> Iterator[tuple[list[int], Array]]:

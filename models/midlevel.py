@@ -27,6 +27,11 @@ class MidlevelArchitecture:
     frames: int | None = 1292  # frames of a window; None: any length
     dropout: float = 0.3  # behind each pooling and behind Dense1
     weight_decay: float = 0.0  # L2 penalty of the convolution kernels
+    heads: tuple[str, ...] = ("salience", "rating")  # which of the two; a user's own file may have one
+
+    def __post_init__(self) -> None:
+        if not self.heads or not set(self.heads) <= {"salience", "rating"}:
+            raise ValueError(f"heads={self.heads} must be one or both of salience, rating")
 
 
 def build(
@@ -65,4 +70,4 @@ def build(
         "salience": layers.Dense(labels, activation="sigmoid", name="salience", dtype="float32")(x),
         "rating": layers.Dense(labels, name="rating", dtype="float32")(x),
     }
-    return keras.Model(spectrogram, outputs, name="midlevel")
+    return keras.Model(spectrogram, {head: outputs[head] for head in architecture.heads}, name="midlevel")

@@ -27,6 +27,15 @@ def demo_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def demo_table(demo_corpus: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Table of the demo corpus with every family of the built-in bundle; not to be changed."""
+    folder = tmp_path_factory.mktemp("demo table")
+    command = [ANNOTATE, "run", demo_corpus, "--out", folder / "demo.parquet"]
+    subprocess.run(command, check=True, env=command_environment(shared_cache), capture_output=True)
+    return folder / "demo.parquet"
+
+
+@pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Cache folder of tests whose point is not the cache: each track of the demo corpus is transcribed once."""
     return tmp_path_factory.mktemp("cache")
