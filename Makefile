@@ -1,5 +1,6 @@
 # make demo      install, make a small corpus, annotate it, show the table
 # make test      install, run the tests
+# make faults    the long fault test: kills, full disks, damaged files; see docs/reliability.md
 # make annotate DATA="Music Data/" OUT=x.parquet
 # make bundle DATA=../shared/data OUT=bundles/mine     train every family (hours)
 # make trials BUNDLE=bundles/mine MUSIC=../shared/data/emotify    twins, robustness, failures into an unpublished bundle's card
@@ -75,5 +76,11 @@ figures: install
 evaluation: install
 	$(BIN)/python benchmarks/evaluation.py $(if $(DATA),--data "$(DATA)") $(if $(EVALUATIONS),--evaluation $(EVALUATIONS))
 
+# make faults                              every experiment of the fault test that has no result yet (hours)
+# make faults EXPERIMENTS="kills memory"   these, anew
+.PHONY: faults
+faults: install
+	$(BIN)/python benchmarks/faults.py $(EXPERIMENTS)
+
 clean:
-	rm -rf .venv .uv demo demo.parquet demo.parquet.run .pytest_cache .mypy_cache .ruff_cache
+	rm -rf faults.work .venv .uv demo demo.parquet demo.parquet.run .pytest_cache .mypy_cache .ruff_cache

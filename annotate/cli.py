@@ -25,13 +25,24 @@ from annotate.cli_merge import merge
 from annotate.cli_report import compare, explain, report
 from annotate.cli_train import evaluate, train
 from annotate.cli_trials import trials
-from annotate.console import CORPORA, INTERRUPTED, INTERRUPTED_TEXT, clear_errors, set_up_logging
+from annotate.console import CORPORA, INTERRUPTED, INTERRUPTED_TEXT, clear_errors, fail, set_up_logging
 
 FAILED_ROWS = 3
 UNWIND_S = 8.0  # seconds that worker processes have to end after Ctrl-C
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Interruptible(click.Group):
+    """Ends with one line and status 130 wherever Ctrl-C or SIGTERM comes, also before a command has begun its work."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            fail(INTERRUPTED_TEXT, INTERRUPTED)
+
+
+@click.group(cls=Interruptible, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="annotate")
 def main() -> None:
     r"""Annotate music corpora: one row a track, Parquet, models frozen.

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +27,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from models import vetting
 
 Array = NDArray[np.float32]
 
@@ -48,6 +52,9 @@ FAMILIES = (
 )
 NETWORKS = ("midlevel", "probe", "joint", "a2e", "a2mid2e", "emotion", "va", "vaseq", "vatransfer", "crnn")
 MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_FILES = 1000
+MAX_ARGUMENT = 2**16  # of an architecture: frames, labels, length of a list
+COLUMN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,79}")
 REFERENCE_TOLERANCE = 1e-3  # of `verify`, in the network's own output units
 
 
@@ -141,7 +148,7 @@ def built_in_bundles() -> list[Path]:
 
 
 def load(name_or_path: str) -> Bundle:
-    """Open a bundle and check it: digests of every file, names, label counts.
+    """Open a bundle and check it: digests of every file, names, label counts, and that no file could run code (`vetting`).
 
     Raises
     ------
@@ -168,7 +175,13 @@ def load(name_or_path: str) -> Bundle:
         raise BundleError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BundleError(f"{path}: {type(error).__name__} {error}: not a bundle's manifest") from None
+    if not all(text.isprintable() and 0 < len(text) <= 200 for text in (name, version, licence)):
+        raise BundleError(f"{path}: name, version and licence must be printable, up to 200 characters")
+    if len(files) > MAX_FILES:
+        raise BundleError(f"{path}: {len(files)} files, more than {MAX_FILES} are no bundle")
     for file, digest in files.items():
+        if not file.isprintable() or not file:
+            raise BundleError(f"{path}: file name {file!r} must be printable")
         plain = PurePosixPath(file)
         if plain.is_absolute() or ".." in plain.parts or "\\" in file or _is_link(folder, plain):
             raise BundleError(f"{path}: file name {file!r} leads out of the bundle")
@@ -177,6 +190,10 @@ def load(name_or_path: str) -> Bundle:
         found = _sha256(folder / file)
         if found != digest:
             raise BundleError(f"{folder}: {file} has SHA-256 {found[:12]}…, bundle.json says {str(digest)[:12]}…")
+        try:
+            vetting.vet_file(folder / file)
+        except vetting.Unfit as error:
+            raise BundleError(f"{folder}: {file} {error}") from None
     for family in families.values():
         for used in (family.weights, family.engine, *family.details.get("engines", {}).values()):
             if used is not None and used not in files:
@@ -187,9 +204,16 @@ def load(name_or_path: str) -> Bundle:
 def _family(name: str, entry: Mapping[str, Any]) -> Family:
     if name not in FAMILIES:
         raise BundleError(f"unknown family {name!r}, must be one of {', '.join(FAMILIES)}")
+    try:
+        vetting.vet_spec(entry["spec"])
+    except vetting.Unfit as error:
+        raise BundleError(f"{name}: spec of {str(entry['front_end'])[:40]}: {error}") from None
     outputs = []
     for block in entry["outputs"]:
         columns = tuple(block["columns"])
+        strange = [column for column in columns if not COLUMN_NAME.fullmatch(column)]
+        if strange:
+            raise BundleError(f"{name}: {strange[0]!r} is no column name (letters, digits, _)")
         thresholds = block.get("thresholds")
         if thresholds is not None and len(thresholds) != len(columns):
             raise BundleError(f"{name}: {len(thresholds)} thresholds for {len(columns)} columns of head {block['head']!r}")
@@ -280,6 +304,10 @@ def build_graph(family: Family) -> Any:
     }
     if family.architecture not in builders:
         raise BundleError(f"{family.name}: unknown architecture {family.architecture!r}")
+    for key, value in family.arguments.items():
+        size = len(value) if isinstance(value, list | str | dict) else value
+        if isinstance(size, int | float) and not abs(size) <= MAX_ARGUMENT:
+            raise BundleError(f"{family.name}: {key} of {family.architecture} is more than {MAX_ARGUMENT}")
     build, architecture = builders[family.architecture]
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in family.arguments.items()}
     try:
@@ -291,30 +319,32 @@ def build_graph(family: Family) -> Any:
 def load_network(bundle: Bundle, name: str) -> Any:
     """Build a family's graph in float32 and fill it from its `.keras` file.
 
+    The graph is ours; of the file only the numbers are read, its configuration is looked at and never deserialised.
+
     Raises
     ------
     BundleError
-        If a weight's shape is not the graph's.
+        If a weight's shape is not the graph's, or the file could run code or read another one.
     """
-    import keras
-
-    from models import va
-
-    va.register()
     family = bundle.families[name]
     if family.weights is None:
         raise BundleError(f"{name} has no network")
     graph = build_graph(family)
     try:
-        stored = keras.saving.load_model(bundle.file(family.weights), compile=False, safe_mode=True)
+        found = vetting.weight_shapes(bundle.file(family.weights))
+    except vetting.Unfit as error:
+        raise BundleError(f"{bundle.folder}: {family.weights} cannot be loaded: {error}") from None
+    expected = sorted(tuple(weight.shape) for weight in graph.weights if "seed_generator" not in weight.path)
+    if expected != sorted(found):
+        raise BundleError(
+            f"{bundle.folder}: {family.weights} differs from the graph of {name}: "
+            f"{len(found)} weights with {sum(map(math.prod, found))} numbers, "
+            f"the graph has {len(expected)} with {sum(map(math.prod, expected))}"
+        )
+    try:
+        graph.load_weights(bundle.file(family.weights))
     except (ValueError, TypeError, OSError, KeyError) as error:
         raise BundleError(f"{bundle.folder}: {family.weights} cannot be loaded: {str(error).splitlines()[0]}") from None
-    expected, found = [w.shape for w in graph.weights], [w.shape for w in stored.weights]
-    if expected != found:
-        number = next(
-            (k for k, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), min(len(expected), len(found))
-        )
-        raise BundleError(f"{bundle.folder}: {family.weights} differs from the graph of {name} at weight {number}")
     heads: dict[str, int] = {}
     for output in family.outputs:
         if output.head in graph.output:
@@ -322,7 +352,6 @@ def load_network(bundle: Bundle, name: str) -> Any:
     for head, count in heads.items():
         if graph.output[head].shape[-1] != count:
             raise BundleError(f"{name}: head {head!r} gives {graph.output[head].shape[-1]} numbers for {count} columns")
-    graph.set_weights([np.asarray(weight, np.float32) for weight in stored.get_weights()])
     return graph
 
 
@@ -349,7 +378,10 @@ def session(path: str, threads: int = 1) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a type of its own for each cause, and no common one
+        raise BundleError(f"{path}: no graph that can run: {str(error).splitlines()[0][:200]}") from None
 
 
 def run_engine(path: Path, inputs: Array, threads: int = 1) -> dict[str, Array]:

@@ -318,15 +318,17 @@ def test_verify_is_red_when_weights_were_swapped(bundle: Path) -> None:
 def test_weights_of_another_graph_are_refused(bundle: Path) -> None:
     shutil.copyfile(bundle / "va.keras", bundle / "probe.keras")
     rewrite(bundle)
-    with pytest.raises(BundleError, match=r"probe\.keras differs from the graph of probe at weight 0"):
+    with pytest.raises(
+        BundleError, match=r"probe\.keras differs from the graph of probe: 6 weights with \d+ numbers, the graph has 2 with 72"
+    ):
         list(verify(load(str(bundle))))
 
 
 def test_weights_that_are_no_keras_file_are_refused(bundle: Path) -> None:
     (bundle / "probe.keras").write_bytes(b"PK\3\4 nothing")
     rewrite(bundle)
-    with pytest.raises(BundleError, match=r"probe\.keras cannot be loaded"):
-        list(verify(load(str(bundle))))
+    with pytest.raises(BundleError, match=r"probe\.keras is no archive"):
+        load(str(bundle))
 
 
 def test_a_label_too_many_is_refused(bundle: Path) -> None:

@@ -235,3 +235,18 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(
         log.removeHandler(handler)
         handler.close()
     assert JsonLines().format(log.makeRecord("annotate", logging.INFO, "", 0, "\udcff\x1b[2J\n", (), None)).isascii()
+
+
+# --- interrupts ---
+
+
+def test_an_interrupt_before_the_work_begins_is_one_line_and_130(
+    in_process: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("annotate.cli.set_up_logging", interrupted)
+    result = in_process("run", tmp_path, "--out", tmp_path / "t.parquet")
+    assert result.exit_code == 130
+    assert result.stderr == "annotate: interrupted; run the same command again to go on\n"
