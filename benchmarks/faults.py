@@ -280,7 +280,7 @@ def kills(work: Path, size: Size) -> dict[str, Any]:
                 end_group(process, number)  # as a power cut: all processes at once
             elif alive:
                 process.send_signal(number)
-                process.wait(timeout=60)
+                process.wait(timeout=300)
         if alive and process.returncode not in (0, -signal.SIGKILL, 130, -number):
             raise Broken(f"{signal.Signals(number).name}: exit status {process.returncode}: {(work / 'stderr.txt').read_text()}")
         if alive and process.returncode != 0:
