@@ -28,7 +28,7 @@ from annotate.card import card
 from annotate.schema import title_key
 from annotate.training import Rated, values_of
 from models import bundle as bundles
-from models import export
+from models import export, tagger
 from models.inference import FRONT_END_OF as FRONT_END
 from models.labels import FILM, GEMS, GENRES, MIDLEVEL
 
@@ -69,13 +69,6 @@ SCORED = {
     "crnn": (("crnn", "vad"),),
     "descriptors": (("desc_midlevel", "midlevel"), ("desc_film", "film"), ("desc_gems", "gems"), ("desc_va", "va mean")),
     "best": (("best_midlevel", "midlevel"), ("best_film", "film"), ("best_gems", "gems"), ("best_va", "va mean")),
-}
-# `best` is a weighted mean of the descriptor model and one network, a single weight for all labels of a target
-BEST = {
-    "midlevel": ("desc_midlevel", "midlevel"),
-    "film": ("desc_film", "film"),
-    "gems": ("desc_gems", "emotion"),
-    "va": ("desc_va", "va"),
 }
 BEST_LABELS = {
     "midlevel": MIDLEVEL.labels,
@@ -124,9 +117,9 @@ def _fill(
             print(f"packing {family}", flush=True)
             entries[family] = _network_entry(rated, work, family, temporary, reference, explanation)
         elif family == "descriptors" and family in families:
-            entries[family] = _descriptor_entry(rated, work, temporary, reference)
-        elif family == "best" and "descriptors" in families:
-            entries[family] = _best_entry(rated, entries, predictions)
+            entries[family] = _rating_models(rated, work, family, temporary, reference)
+        elif family == "best" and family in families:
+            entries[family] = _best_entry(rated, work, temporary, reference)
         elif family == "notes":
             entries[family] = {
                 "architecture": "none",
@@ -428,7 +421,7 @@ def _training_record(rated: Rated, work: Path, family: str) -> dict[str, Any]:
     known = np.zeros(len(rated.table), bool)
     known[training.rated_rows(rated, family)] = True
     record = _tracks_record(rated, known)
-    if family in training.TRUNKS:
+    if family in training.SPECTROGRAMS:
         others = rated.table.loc[~known, "corpus"]
         record["pseudo_labelled"] = {str(corpus): int(count) for corpus, count in others.value_counts().items()}
     path = work / family / "final" / "recipe.json"
@@ -448,22 +441,24 @@ def _tracks_record(rated: Rated, known: NDArray[Any]) -> dict[str, Any]:
     }
 
 
-def _descriptor_entry(rated: Rated, work: Path, folder: Path, reference: dict[str, Array]) -> dict[str, Any]:
+def _rating_models(rated: Rated, work: Path, family: str, folder: Path, reference: dict[str, Array]) -> dict[str, Any]:
+    """Pack the models of `descriptors` or `best`, an ONNX graph an output."""
     outputs, engines, known = [], {}, np.zeros(len(rated.table), bool)
-    inputs = training.descriptor_inputs(rated)[:: max(len(rated.table) // 8, 1)][:8]
-    reference["descriptors/input"] = inputs
+    prefix = {"descriptors": "desc", "best": "best"}[family]
+    inputs = training.rating_inputs(rated, family)[:: max(len(rated.table) // 8, 1)][:8]
+    reference[f"{family}/input"] = inputs
     for target in training.DESCRIPTOR_OUTPUTS:
-        model = work / "descriptors" / target / "model.onnx"
+        model = work / family / target / "model.onnx"
         if not model.exists():
             continue
         _, targets = training.descriptor_targets(rated, target)
         known |= np.isfinite(targets).all(axis=1)
-        engines[target] = f"descriptors_{target}.onnx"
+        engines[target] = f"{family}_{target}.onnx"
         shutil.copyfile(model, folder / engines[target])
-        outputs.append(_block(target, f"desc_{target}", BEST_LABELS[target], *RATINGS[target]))
-        reference[f"descriptors/onnx/{target}"] = bundles.run_engine(folder / engines[target], inputs)["ratings"]
+        outputs.append(_block(target, f"{prefix}_{target}", BEST_LABELS[target], *RATINGS[target]))
+        reference[f"{family}/onnx/{target}"] = bundles.run_engine(folder / engines[target], inputs)["ratings"]
     return {
-        "architecture": "ridge, RBF support-vector machine and extra-trees, averaged",
+        "architecture": "ridge and RBF support-vector machines on blocks of descriptors, averaged",
         "front_end": "DescriptorSpec",
         "spec": asdict(_spec("DescriptorSpec")),
         "pooling": "whole track",
@@ -473,55 +468,41 @@ def _descriptor_entry(rated: Rated, work: Path, folder: Path, reference: dict[st
     }
 
 
-def network_weight(rated: Array, plain: Array, network: Array) -> float:
-    """Weight in 0-1 of the network in ``(1 - w) · plain + w · network``, by least squares over tracks and z-scored labels."""
-    spread = rated.std(axis=0)
-    ahead, left = (network - plain) / spread, (rated - plain) / spread
-    power = float((ahead**2).sum())
-    return float(np.clip((ahead * left).sum() / power, 0.0, 1.0)) if power > 0 else 0.0
-
-
-def stack(rated: Array, plain: Array, network: Array, groups: Sequence[str]) -> tuple[Array, float]:
-    """Predictions of a stack whose weight never saw the track's group, shape (track, label), and the weight from all tracks."""
-    names = np.asarray(groups)
-    predicted = np.empty_like(plain)
-    for group in np.unique(names):
-        held = names == group
-        weight = network_weight(rated[~held], plain[~held], network[~held])
-        predicted[held] = (1 - weight) * plain[held] + weight * network[held]
-    return predicted, network_weight(rated, plain, network)
-
-
-def _best_entry(rated: Rated, entries: dict[str, Any], predictions: pd.DataFrame) -> dict[str, Any]:
-    """Fit the weight of each target on out-of-fold predictions, and add predictions of `best` that did not see it."""
-    written = {column for entry in entries.values() for block in entry["outputs"] for column in block["columns"]}
-    outputs, components, weights = [], {}, {}
-    for target, labels in BEST_LABELS.items():
-        plain, network = ([f"{prefix}_{label}" for label in labels] for prefix in BEST[target])
-        if not set(plain) <= written:
-            continue
-        weight = 0.0
-        if set(network) <= written and set(network) <= set(predictions.columns):
-            people = rated.table[[f"{target}_{label}" for label in labels]].to_numpy(float)
-            values = [predictions[columns].to_numpy(float) for columns in (plain, network)]
-            rows = np.isfinite(people + values[0] + values[1]).all(axis=1)
-            groups = rated.table.loc[rows, "split_group"].tolist()
-            best, weight = stack(people[rows], values[0][rows], values[1][rows], groups)
-            predictions.loc[rows, [f"best_{target}_{label}" for label in labels]] = best
-        weights[target] = {"network": BEST[target][1], "weight": round(weight, 4)}
-        for label, ours, theirs in zip(labels, plain, network, strict=True):
-            shares = {ours: round(1 - weight, 4), theirs: round(weight, 4)} if weight > 0 else {ours: 1.0}
-            components[f"best_{target}_{label}"] = {"intercept": 0.0, "weights": shares}
-        outputs.append(_block(target, f"best_{target}", labels, *RATINGS[target]))
-    return {
-        "architecture": "weighted mean of the descriptor model and a network",
-        "front_end": "other families",
-        "spec": {},
-        "pooling": "whole track",
-        "outputs": outputs,
-        "components": components,
-        "network_weights": weights,
-        "training": entries["descriptors"]["training"],
+def _best_entry(rated: Rated, work: Path, folder: Path, reference: dict[str, Array]) -> dict[str, Any]:
+    """Models on descriptors, note features and the tagging network's embedding; the frozen network is packed with them."""
+    entry = _rating_models(rated, work, "best", folder, reference)
+    network = tagger.load_published()
+    bundles.save_network(network, folder / "best.keras", tagger.build)
+    network.set_weights([np.asarray(weight, np.float16).astype(np.float32) for weight in network.get_weights()])
+    rows = _spread_rows(rated, "best")
+    windows = [window for track in training.network_windows(rated, "best", rows) for window in track]
+    picked = np.random.default_rng(0).permutation(len(windows))
+    checked = [windows[k] for k in picked[:AGREEMENT_WINDOWS]]
+    derived = export.half_weights(export.float_graph(network))
+    (folder / "best.onnx").write_bytes(derived)
+    expected = export.run_network(network, checked)
+    found = export.run_graph(derived, checked)
+    record = {
+        "kind": "float32 (float16 weights)",
+        "largest_difference": {head: float(np.abs(found[head] - values).max()) for head, values in expected.items()},
+    }
+    reference["best/numbers"] = reference.pop("best/input")
+    reference["best/input"] = np.stack(checked[:REFERENCE_WINDOWS])[..., None].astype(np.float32)
+    for head, values in network.predict_on_batch(reference["best/input"]).items():
+        reference[f"best/keras/{head}"] = np.asarray(values)
+    for head, values in bundles.run_engine(folder / "best.onnx", reference["best/input"]).items():
+        reference[f"best/onnx/{head}"] = values
+    spec = _spec("TaggerMelSpec")
+    return entry | {
+        "architecture": "musicnn",
+        "front_end": "TaggerMelSpec",
+        "spec": asdict(spec),
+        "window_s": float(spec.window_length / spec.sample_rate),
+        "pooling": "mean and standard deviation over windows, then the rating models on the whole track",
+        "weights": "best.keras",
+        "engine": "best.onnx",
+        "engine_agreement": record,
+        "notice": tagger.LICENCE,
     }
 
 

@@ -15,8 +15,8 @@ import click
 
 from annotate.console import clear_errors, set_up_logging
 
-TRAINED = ("midlevel", "probe", "a2e", "a2mid2e", "joint", "emotion", "crnn", "va", "vaseq", "vatransfer", "descriptors")
-BUNDLED = ("midlevel", "probe", "joint", "emotion", "crnn", "va", "vaseq", "descriptors")  # what `all` trains
+TRAINED = ("midlevel", "probe", "a2e", "a2mid2e", "joint", "emotion", "crnn", "va", "vaseq", "vatransfer", "descriptors", "best")
+BUNDLED = ("midlevel", "probe", "joint", "emotion", "crnn", "va", "vaseq", "descriptors", "best")  # what `all` trains
 RECIPE_PREFIX = "recipe__"  # of the parameters that are made from the recipes' fields
 
 
@@ -42,8 +42,6 @@ def recipe_options() -> list[click.Parameter]:
             kinds[field.name] = hints[field.name]
     options: list[click.Parameter] = []
     for name, kind in kinds.items():
-        if name == "jobs":
-            continue
         held = "all families" if len(families[name]) == len(RECIPES) else ", ".join(families[name])
         options.append(_recipe_option(name, kind, held))
     return options
@@ -189,8 +187,9 @@ def peak_memory_gb() -> float:
 def train(family: str, corpora: tuple[Path, ...], **options: Any) -> None:
     r"""Train model families on rated corpora and write a bundle; started again, it goes on where it stopped.
 
-    FAMILY: midlevel, probe, a2e, a2mid2e, joint, emotion, crnn, va, vaseq, vatransfer, descriptors, several with commas, or all
-    (those of the built-in bundle). Splits are by artist or album. Every field of a recipe is an option. Needs the extra `train`.
+    FAMILY: midlevel, probe, a2e, a2mid2e, joint, emotion, crnn, va, vaseq, vatransfer, descriptors, best, several with commas, or
+    all (those of the built-in bundle). Splits are by artist or album. Every field of a recipe is an option. Needs the extra
+    `train`.
 
     \b
     annotate train va,descriptors soundtracks/ musifeast17/ --out bundles/mine
@@ -217,6 +216,7 @@ def train(family: str, corpora: tuple[Path, ...], **options: Any) -> None:
         from annotate.bundling import check_request, write_bundle
         from annotate.training import Plan, check_targets, gather
         from annotate.training import train as train_families
+        from annotate.training_data import tagger_engine
         from annotate.training_labels import LabelFile, find_split
 
         place = options["work"] or out.with_name(f"{out.name}.work")
@@ -233,7 +233,14 @@ def train(family: str, corpora: tuple[Path, ...], **options: Any) -> None:
         labels = None
         if options["labels"] is not None:
             labels = LabelFile(options["labels"], options["id_column"], options["labels_for"])
-        rated = gather(corpora, place, word_norms=options["word_norms"], jobs=options["jobs"], labels=labels)
+        rated = gather(
+            corpora,
+            place,
+            word_norms=options["word_norms"],
+            jobs=options["jobs"],
+            labels=labels,
+            tagger_engine=tagger_engine(place) if "best" in families else None,
+        )
         check_targets(rated, families, place, plan)
         train_families(rated, place, families, plan)
         write_bundle(

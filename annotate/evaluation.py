@@ -125,8 +125,14 @@ def evaluate(options: EvaluationOptions) -> dict[str, Any]:
     """
     _check_out(options.out)
     bundle = bundles.load(options.bundle)
+    with_tagger = "best" in bundle.families and bundle.families["best"].weights is not None
     rated = training.gather(
-        options.corpora, options.work, word_norms=options.word_norms, jobs=options.jobs, labels=options.labels
+        options.corpora,
+        options.work,
+        word_norms=options.word_norms,
+        jobs=options.jobs,
+        labels=options.labels,
+        tagger_engine=bundle.file(str(bundle.families["best"].engine)) if with_tagger else None,
     )
     families = _families(rated, bundle, options)
     if options.folds is None and options.split is None:
@@ -210,7 +216,7 @@ def _complete_rows(rated: Rated, target: str) -> NDArray[np.intp]:
 
 
 def _parts(rated: Rated, family: str, target: str, plan: Plan) -> list[Part]:
-    if family == "descriptors":
+    if family in training.RATING_PREFIX:
         _, values = training.descriptor_targets(rated, target)
         rows = np.flatnonzero(np.isfinite(values).all(axis=1))
     else:
@@ -230,7 +236,7 @@ def _held_out(
             parts = _parts(rated, family, "midlevel" if target == "salience" else target, plan)
             pieces = []
             for part in parts:
-                folder = place / target if family == "descriptors" else place / part.name
+                folder = place / target if family in training.RATING_PREFIX else place / part.name
                 predicted = _aligned(pd.read_parquet(folder / "oof.parquet"), rated, part.test)
                 held = folder / "validation.parquet"
                 pieces.append((part, predicted, pd.read_parquet(held) if held.exists() else None))
@@ -239,7 +245,7 @@ def _held_out(
                     tested.append(_of_folds(rated, family, target, prefix, labels, pieces, options))
             if family == "crnn":
                 genres[family] = _genres(rated, pieces, options)
-            if family != "descriptors" and pieces and family not in embeddings:
+            if family not in training.RATING_PREFIX and pieces and family not in embeddings:
                 stored = [np.load(place / part.name / "embeddings.npy") for part in parts]
                 embeddings[family] = pd.DataFrame(
                     np.concatenate(stored), index=np.concatenate([part.test for part in parts])
@@ -383,16 +389,14 @@ def _baseline(rated: Rated, known: NDArray[np.float64], part: Part, options: Eva
     learned = known[train][:, usable].astype(np.float32)
     if not usable.any():
         return found
-    recipe = options.recipes.get("descriptors") or descriptors.DescriptorRecipe()
+    recipe = options.recipes.get("descriptors") or descriptors.PLAIN
     parts = (learned.tobytes(), repr(recipe).encode(), "".join(rated.table["sha256"].iloc[train]).encode())
     digest = hashlib.sha256(b"|".join(parts))
     digest.update("".join(rated.table["sha256"].iloc[part.test]).encode())
     kept = options.work / "baseline" / f"{digest.hexdigest()[:20]}.npy"
     if not kept.exists():
-        from dataclasses import replace
-
-        inputs = training.descriptor_inputs(rated)
-        model = descriptors.fit(inputs[train], learned, replace(recipe, jobs=options.jobs))
+        inputs = training.rating_inputs(rated)
+        model = descriptors.fit(inputs[train], learned, training.rating_layout(rated, "descriptors"), recipe)
         kept.parent.mkdir(parents=True, exist_ok=True)
         temporary = kept.with_name(f"{kept.stem}.tmp.npy")
         np.save(temporary, model.predict(inputs[part.test]))
@@ -440,7 +444,7 @@ def _genre_baseline(rated: Rated, part: Part) -> NDArray[Any]:
     learned = part.train[np.isin(genre[part.train].astype(str), GENRES.labels)]
     if len(set(genre[learned])) < 2:
         return np.full(len(part.test), None, object)
-    inputs = training.descriptor_inputs(rated)
+    inputs = training.rating_inputs(rated)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
     model.fit(inputs[learned], genre[learned].astype(str))
     predicted: NDArray[Any] = model.predict(inputs[part.test]).astype(object)
@@ -532,17 +536,17 @@ def _built_on(bundle: bundles.Bundle, family: str) -> set[str]:
     """Families whose training a family's values rest on, itself included."""
     if family == "probe":
         return {"probe", "midlevel"} & set(bundle.families)
-    if family == "best":
-        return {"descriptors", "midlevel", "joint", "emotion", "va"} & set(bundle.families)
+    if "components" in bundle.families[family].details:  # a weighted sum of other families' columns
+        return {family, "descriptors", "midlevel", "joint", "emotion", "va"} & set(bundle.families)
     return {family}
 
 
 def _columns(rated: Rated, bundle: bundles.Bundle, family: str, options: EvaluationOptions) -> pd.DataFrame:
-    if family != "best":
+    if "components" not in bundle.families[family].details:
         return bundle_predictions(rated, bundle, family, options.work)
     from models.inference import best_columns
 
-    parts = [bundle_predictions(rated, bundle, base, options.work) for base in sorted(_built_on(bundle, "best"))]
+    parts = [bundle_predictions(rated, bundle, base, options.work) for base in sorted(_built_on(bundle, family) - {family})]
     table = pd.concat([part.drop(columns=_embedding_columns(part)) for part in parts], axis=1)
     rows: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
     return pd.DataFrame([best_columns(bundle.families["best"], row) for row in rows])

@@ -232,7 +232,7 @@ def choose_device(options: RunOptions) -> str:
 
 def pending_tracks(corpus: Corpus, folder: RunFolder, families: Sequence[str], options: RunOptions) -> list[Track]:
     """Tracks that have no part that still holds, in scan order."""
-    needs_windows = options.windows is not None and any(name in inference.SPECTROGRAM_FAMILIES for name in families)
+    needs_windows = options.windows is not None and any(name in inference.WINDOW_FAMILIES for name in families)
     parts = folder.parts_of(track.track for track in corpus.tracks)
     return [
         track
@@ -464,10 +464,9 @@ def work_in_main(pending: Sequence[Track], bundle: Bundle, job: Job, options: Ru
         work_in_workers(prepare_windows, some, job, jobs, take, progress)
         started = time.monotonic()
         outputs = {}
-        for family in inference.SPECTROGRAM_FAMILIES:
-            if family in job.families:
-                windows = ((number, window) for number, one in enumerate(group) for window in one.windows.get(family, ()))
-                outputs[family] = inference.infer(predict[family], windows, options.batch_size or GPU_BATCH)
+        for family in inference.spectrogram_families(bundle, job.families):
+            windows = ((number, window) for number, one in enumerate(group) for window in one.windows.get(family, ()))
+            outputs[family] = inference.infer(predict[family], windows, options.batch_size or GPU_BATCH)
         shared = (time.monotonic() - started) / max(len(group), 1)
         for number, one in enumerate(group):
             progress.step(finish(one, number, outputs, predict, bundle, job, shared))

@@ -111,7 +111,7 @@ def columns_for(bundle: Bundle, families: Sequence[str], corpus: Corpus) -> tupl
 
 def window_columns_for(bundle: Bundle, families: Sequence[str]) -> tuple[Column, ...]:
     """Columns of the windows table: one row a window of one network; columns of the other networks are null."""
-    from models.inference import SPECTROGRAM_FAMILIES
+    from models.inference import WINDOW_FAMILIES
 
     columns = [
         IDENTITY[0],
@@ -119,7 +119,7 @@ def window_columns_for(bundle: Bundle, families: Sequence[str]) -> tuple[Column,
         Column("window", "int", "number of the window, from 0", None, 0.0, None, "scan"),
         Column("start_s", "float", "where the window starts", "s", 0.0, None, "scan"),
     ]
-    for name in SPECTROGRAM_FAMILIES:
+    for name in WINDOW_FAMILIES:
         if name in families:
             columns += [
                 column

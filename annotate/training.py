@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from annotate.training_labels import (
     read_label_file,
     some,
 )
+from models import tagger
 from models.labels import FILM, GEMS, GENRES, MIDLEVEL
 
 __all__ = ["columns_of"]
@@ -51,10 +52,20 @@ Rows = NDArray[np.intp]
 
 FOLDS = 10  # of the families that train in seconds
 NETWORK_FOLDS = 4  # of the spectrogram networks and the note-sequence networks
-CHEAP = ("descriptors", "va", "probe")
-ORDER = ("descriptors", "va", "joint", "midlevel", "a2e", "a2mid2e", "crnn", "emotion", "vaseq", "vatransfer", "probe")
-TRUNKS = ("midlevel", "joint", "a2e", "a2mid2e")  # that learn from the descriptor model beside people unless told otherwise
+CHEAP = ("descriptors", "best", "va", "probe")
+ORDER = ("descriptors", "best", "va", "joint", "midlevel", "a2e", "a2mid2e", "crnn", "emotion", "vaseq", "vatransfer", "probe")
+# networks that learn from the descriptor model, or `best`, beside people unless told otherwise
+SPECTROGRAMS = ("midlevel", "joint", "a2e", "a2mid2e", "emotion", "crnn")
 DESCRIPTOR_OUTPUTS = ("midlevel", "film", "gems", "va")
+RATING_PREFIX = {"descriptors": "desc", "best": "best"}  # families that rate a track by the numbers that describe it whole
+# blocks of those numbers, by the names of the recipe, and the arrays that hold them
+RATING_BLOCKS = {
+    "descriptors": {"descriptors": "descriptors", "notes": "features"},
+    "best": {"descriptors": "descriptors", "notes": "features", "embedding": "embedding", "pooled": "pooled"},
+}
+# of corpora whose ratings stand in for valence and arousal (Soundtracks asks for energy) beside corpora that ask for them
+PROXIES = ("soundtracks",)
+PROXY_WEIGHT = 0.2
 TARGET_OF = {
     "midlevel": "midlevel",
     "joint": "film",
@@ -126,13 +137,20 @@ class Part:
 
 
 def gather(
-    corpora: Sequence[Path], work: Path, *, word_norms: Path | None = None, jobs: int = 2, labels: LabelFile | None = None
+    corpora: Sequence[Path],
+    work: Path,
+    *,
+    word_norms: Path | None = None,
+    jobs: int = 2,
+    labels: LabelFile | None = None,
+    tagger_engine: Path | None = None,
 ) -> Rated:
     """Scan corpora, compute the arrays of their tracks, and line up the ratings of each track.
 
     Columns of the table: corpus, track, track_key, path, genre, artist, title, sha256, split_group, grouped (whether the group is
     an artist or album, not the track itself), and the targets: `midlevel_<7>` (1-10), `film_<8>` (1-9), `gems_<9>` (share),
     `va_<4>` (1-9), `vad_<3>` (1-9, word norms), NaN where a track has none. Labels of a file replace those of the corpora.
+    With the engine of the tagging network (`training_data.tagger_engine`), its outputs are stored as well.
     """
     tables, listeners = [], []
     messages: dict[str, tuple[str, ...]] = {}
@@ -155,7 +173,8 @@ def gather(
         for line in said:
             log.info("%s: %s", corpus.name, line)
         messages[corpus.name] = (*messages.get(corpus.name, ()), *said)
-        digests = training_data.extract_all([track.path for track in corpus.tracks], work / "arrays", jobs=jobs)
+        paths = [track.path for track in corpus.tracks]
+        digests = training_data.extract_all(paths, work / "arrays", jobs=jobs, tagger_engine=tagger_engine)
         table = pd.DataFrame(
             {
                 "corpus": [track.corpus for track in corpus.tracks],
@@ -529,9 +548,46 @@ def note_tried(work: Path, family: str, recipe: Any, plan: Plan) -> int:
 # --- the families -------------------------------------------------------------------------------------------------------------
 
 
-def descriptor_inputs(rated: Rated) -> Array:
-    """Descriptors and note features side by side, shape (track, 589)."""
-    return np.concatenate([rated.stack("descriptors"), rated.stack("features")], axis=1)
+def rating_inputs(rated: Rated, family: str = "descriptors") -> Array:
+    """Inputs of the descriptor model or of `best`, shape (track, 589) or (track, 2495).
+
+    Raises
+    ------
+    ValueError
+        Where the tagging network's outputs are missing.
+    """
+    try:
+        return np.concatenate([rated.stack(name) for name in RATING_BLOCKS[family].values()], axis=1)
+    except FileNotFoundError:
+        tagger.load_published()  # says what is not installed
+        raise
+
+
+def rating_layout(rated: Rated, family: str) -> tuple[tuple[str, int], ...]:
+    """Names and widths of the blocks of `rating_inputs`."""
+    first = rated.table["sha256"].iloc[0]
+    return tuple(
+        (block, training_data.load(rated.arrays, first, name).shape[-1]) for block, name in RATING_BLOCKS[family].items()
+    )
+
+
+def fit_ratings(rated: Rated, family: str, target: str, rows: Rows, recipe: Any) -> Any:
+    """Fit the descriptor model or `best` for one set of ratings, on some tracks.
+
+    Valence and arousal: where corpora that ask for them stand beside proxies, the proxies' ratings are brought to their mean and
+    spread, and weigh less.
+    """
+    from models import descriptors
+
+    _, values = descriptor_targets(rated, target)
+    ratings, weights = values[rows].copy(), None
+    proxy = rated.table["corpus"].iloc[rows].isin(PROXIES).to_numpy()
+    if target == "va" and proxy.any() and not proxy.all():
+        centred = (ratings[proxy] - ratings[proxy].mean(axis=0)) / np.maximum(ratings[proxy].std(axis=0), 1e-6)
+        ratings[proxy] = centred * ratings[~proxy].std(axis=0) + ratings[~proxy].mean(axis=0)
+        weights = np.where(proxy, PROXY_WEIGHT, 1.0).astype(np.float32)
+    inputs = rating_inputs(rated, family)[rows]
+    return descriptors.fit(inputs, ratings, rating_layout(rated, family), recipe, weights=weights)
 
 
 def descriptor_targets(rated: Rated, target: str) -> tuple[list[str], Array]:
@@ -540,24 +596,22 @@ def descriptor_targets(rated: Rated, target: str) -> tuple[list[str], Array]:
     return columns, rated.table.reindex(columns=columns).to_numpy(np.float32)
 
 
-def train_descriptors(rated: Rated, work: Path, plan: Plan) -> None:
-    """Descriptor models of the four outputs: out-of-fold predictions and ONNX files."""
-    from dataclasses import replace
-
+def train_ratings(rated: Rated, work: Path, family: str, plan: Plan) -> None:
+    """Descriptor models, or those of `best`, of the four outputs: out-of-fold predictions and ONNX files."""
     from models import descriptors
 
-    recipe = replace(plan.recipe("descriptors"), jobs=plan.jobs)
-    how = {name: value for name, value in asdict(recipe).items() if name != "jobs"}
-    inputs = descriptor_inputs(rated)
+    recipe = plan.recipe(family)
+    how = asdict(recipe)
+    inputs = rating_inputs(rated, family)
     for target in DESCRIPTOR_OUTPUTS:
         columns, targets = descriptor_targets(rated, target)
-        place = work / "descriptors" / target
+        place = work / family / target
         rows = np.flatnonzero(np.isfinite(targets).all(axis=1))
         if not len(rows) or stage_done(place, rated, rows, targets, how):
             continue
         predictions = []
-        for part in parts_to_train(rated, rows, "descriptors", plan):
-            model = descriptors.fit(inputs[part.train], targets[part.train], recipe)
+        for part in parts_to_train(rated, rows, family, plan):
+            model = fit_ratings(rated, family, target, part.train, recipe)
             if part.fold is None:
                 place.mkdir(parents=True, exist_ok=True)
                 (place / "model.onnx").write_bytes(descriptors.to_onnx(model))
@@ -567,11 +621,10 @@ def train_descriptors(rated: Rated, work: Path, plan: Plan) -> None:
         folds = np.concatenate([np.full(len(part.test), part.fold) for part, _ in predictions])
         values = np.concatenate([values for _, values in predictions])
         order = np.argsort(tested)
-        _save_predictions(
-            place / "oof.parquet", rated, tested[order], folds[order], _named([f"desc_{c}" for c in columns], values[order])
-        )
+        names = [f"{RATING_PREFIX[family]}_{column}" for column in columns]
+        _save_predictions(place / "oof.parquet", rated, tested[order], folds[order], _named(names, values[order]))
         finish_stage(place, rated, rows, targets, how)
-        log.info("descriptors: %s done, %d tracks", target, len(rows))
+        log.info("%s: %s done, %d tracks", family, target, len(rows))
 
 
 def train_network(rated: Rated, work: Path, family: str, plan: Plan) -> None:
@@ -603,20 +656,21 @@ def train_network(rated: Rated, work: Path, family: str, plan: Plan) -> None:
 def _train_part(rated: Rated, family: str, part: Part, recipe: Any, place: Path, plan: Plan, work: Path) -> Any:
     from models import networks
 
-    teacher = plan.teacher or ("descriptors" if family in TRUNKS else "none")
+    teacher = plan.teacher or ("descriptors" if family in SPECTROGRAMS else "none")
     human = np.zeros(len(rated.table), bool)
     human[part.train] = True
     rows = part.learn
     learned = targets_of(family)
     targets = {target: values_of(rated, target).copy() for target in learned}
+    taught: dict[str, Array] = {}
     if teacher != "none" and recipe.pseudo_weight > 0:
         from annotate.training_teacher import teach
 
         # every track that no person rated for this family, by a teacher that saw no group of the held-out part
         unrated = ~np.isfinite(values_of(rated, learned[0])).any(axis=1)
         for target in learned:
-            taught = teach(rated, target, part, teacher, work, plan)
-            targets[target][unrated] = taught[unrated]
+            taught[target] = teach(rated, target, part, teacher, work, plan)
+            targets[target][unrated] = taught[target][unrated]
         groups = rated.table["split_group"]
         held_out = groups.isin(groups.iloc[np.concatenate([part.test, part.validation])]).to_numpy()
         usable = unrated & ~held_out & np.isfinite(np.concatenate(list(targets.values()), axis=1)).any(axis=1)
@@ -636,7 +690,19 @@ def _train_part(rated: Rated, family: str, part: Part, recipe: Any, place: Path,
         train = networks.train_va if family == "va" else networks.train_vaseq
         return train(notes(rows), recipe, place, held_notes)
 
+    heads = {"midlevel": {"midlevel": "rating"}, "emotion": {"gems": "emotion"}, "crnn": {"vad": "reg_output"}}.get(family, {})
+    course = None
+    if (recipe.hint_weight or recipe.course_share) and training_data.has_tagger(rated.arrays, rated.table["sha256"]):
+        from annotate.training_teacher import course_of
+
+        unit = 1 / 8 if family == "crnn" else 1.0  # of the head, in units of the ratings
+        known = {heads.get(target, target): values * unit for target, values in taught.items()}
+        course = course_of(rated, rows, part.learn, known)
+
     def tracks(of: Rows) -> networks.Tracks:
+        return replace(_tracks(of), course=course if of is rows else None)
+
+    def _tracks(of: Rows) -> networks.Tracks:
         if family == "midlevel":
             ratings = targets["midlevel"][of]
             salience = np.where(human[of][:, None], networks.salience_targets(ratings), np.nan).astype(np.float32)
@@ -665,7 +731,19 @@ def _train_part(rated: Rated, family: str, part: Part, recipe: Any, place: Path,
         "emotion": networks.train_emotion,
         "crnn": networks.train_crnn,
     }
-    model = train_tracks[family](learned_tracks, recipe, place, held)
+    start = None
+    if part.fold is None and recipe.final_epochs and (place.with_name("fold0") / "trunk.npz").exists():
+        start = place.with_name("fold0")  # goes on from the model that was scored, now with the held-out tracks, too
+        recipe = replace(
+            recipe,
+            epochs=recipe.final_epochs,
+            short_epochs=0,
+            warmup_epochs=0.25,
+            learning_rate=recipe.final_rate * recipe.learning_rate,
+        )
+    elif recipe.trunk_from and (work / recipe.trunk_from / part.name / "trunk.npz").exists():
+        start = work / recipe.trunk_from / part.name
+    model = train_tracks[family](learned_tracks, recipe, place, held, start)
     if family == "a2mid2e":
         networks.fit_second_stage(model, values_of(rated, "midlevel")[part.learn], values_of(rated, "film")[part.learn])
     return model
@@ -673,8 +751,6 @@ def _train_part(rated: Rated, family: str, part: Part, recipe: Any, place: Path,
 
 def _with_changed_waveforms(rated: Rated, tracks: Any, rows: Rows, recipe: Any, work: Path, jobs: int) -> Any:
     """CRNN tracks with the chunks of changed copies of their waveforms behind their own."""
-    from dataclasses import replace
-
     from models import networks
 
     change = training_data.WaveformChange(recipe.stretch, recipe.pitch_semitones, recipe.noise_db, recipe.seed)
@@ -694,6 +770,8 @@ def network_windows(rated: Rated, family: str, rows: NDArray[Any]) -> list[list[
     """Windows of each track as inference sees them, from the stored arrays."""
     from models import networks
 
+    if family == "best":
+        return [list(windows) for windows in rated.open("tagger_mel", rows)]
     if family == "emotion":
         return [list(segments) for segments in rated.open("segments", rows)]
     if family == "crnn":
@@ -845,8 +923,8 @@ def train(rated: Rated, work: Path, families: Sequence[str], plan: Plan) -> None
     for family in (family for family in ORDER if family in families):
         log.info("training %s", family)
         note_tried(work, family, plan.recipe(family), plan)
-        if family == "descriptors":
-            train_descriptors(rated, work, plan)
+        if family in RATING_PREFIX:
+            train_ratings(rated, work, family, plan)
         elif family == "probe":
             train_probe(rated, work, plan)
         else:

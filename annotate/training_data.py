@@ -25,17 +25,33 @@ from features.spectrogram import (
     MelMfccContrastSpec,
     MelSpec,
     StftSpec,
+    TaggerMelSpec,
     log_frequency_frames,
     mel_chunk,
     mel_mfcc_contrast_windows,
     stft_decibel,
+    tagger_mel_windows,
 )
 from features.transcription import TranscriptionSpec, transcribe
 from features.windows import cut
+from models import tagger
+from models.bundle import run_engine
 
-SPECS = (StftSpec(), LogFrequencySpec(), MelSpec(), MelMfccContrastSpec(), DescriptorSpec(), TranscriptionSpec())
+DESCRIPTORS = DescriptorSpec(sample_rate=16_000, rms=0.1)  # no level, and nothing above 8 kHz, where recordings differ most
+TAGGER = TaggerMelSpec()
+SPECS = (
+    StftSpec(),
+    LogFrequencySpec(),
+    MelSpec(),
+    MelMfccContrastSpec(),
+    DESCRIPTORS,
+    TranscriptionSpec(),
+    TAGGER,
+)
 CHUNK_OVERLAP = 2  # CRNN chunks start every half chunk
 ARRAYS = ("stft", "log_frequency", "mel", "segments", "descriptors", "statistics", "features", "sequence", "length")
+TAGGER_ARRAYS = ("tagger_mel", "embedding_windows", "embedding", "pooled")
+TAGGER_BATCH = 8  # windows
 
 
 def specs_digest() -> str:
@@ -44,19 +60,23 @@ def specs_digest() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def extract(path: Path, folder: Path) -> str:
+def extract(path: Path, folder: Path, tagger_engine: Path | None = None) -> str:
     """Compute and store the training arrays of one file; return the digest of its bytes.
 
     Stored: `stft` (bin, frame) dB float16 and `log_frequency` (frame, band) float16 of the whole track; `mel` (chunk, band,
     frame) of half-overlapping 5-s chunks without their padding; `segments` (segment, row, frame); the descriptors, note
-    statistics, note features and the note sequence; `length` (samples at 22 050 Hz).
+    statistics, note features and the note sequence; `length` (samples at 22 050 Hz); with an engine of the tagging network, its
+    windows `tagger_mel`, its `embedding_windows` (window, 200), and its pooled outputs `embedding` (400,) and `pooled` (1506,).
     """
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     place = folder / specs_digest() / digest
-    if place.is_dir():
+    if place.is_dir() and (tagger_engine is None or (place / "pooled.npy").exists()):
         return digest
-    stft, log_frequency, mel, segment, descriptor, transcription = SPECS
-    decoded = decode(path, rates=(22_050, 44_100))
+    if place.is_dir() and tagger_engine is not None:
+        _store(place, tagger_arrays(decode(path, rates=(16_000,)).signals[16_000], tagger_engine))
+        return digest
+    stft, log_frequency, mel, segment, descriptor, transcription, _ = SPECS
+    decoded = decode(path, rates=(16_000, 22_050, 44_100))
     signal = decoded.signals[22_050]
     events = transcribe(signal, transcription)
     n_frames = round(len(signal) * log_frequency.frame_rate / log_frequency.sample_rate)
@@ -68,27 +88,73 @@ def extract(path: Path, folder: Path) -> str:
         "log_frequency": log_frequency_frames(signal, log_frequency, start=0, count=n_frames, peak=peak).astype(np.float16),
         "mel": np.stack([mel_chunk(cut(signal, start, mel.window_length), mel)[:, :216] for start in starts]).astype(np.float16),
         "segments": np.stack(list(mel_mfcc_contrast_windows(decoded.signals[44_100], segment))).astype(np.float16),
-        "descriptors": describe(signal, descriptor),
+        "descriptors": describe(decoded.signals[descriptor.sample_rate], descriptor),
         "statistics": note_statistics(events, decoded.duration_s),
         "features": note_features(events, decoded.duration_s),
         "sequence": note_sequence(events),
         "length": np.array(len(signal)),
     }
+    if tagger_engine is not None:
+        arrays |= tagger_arrays(decoded.signals[16_000], tagger_engine)
     temporary = place.with_name(f"{digest}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
-    for name, array in arrays.items():
-        np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+    _store(temporary, arrays)
     os.replace(temporary, place)
     return digest
 
 
-def extract_all(paths: Iterable[Path], folder: Path, *, jobs: int) -> list[str]:
+def _store(place: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    for name, array in arrays.items():
+        temporary = place / f"{name}.{os.getpid()}.tmp.npy"
+        np.save(temporary, array, allow_pickle=False)
+        os.replace(temporary, place / f"{name}.npy")
+
+
+def tagger_engine(work: Path) -> Path:
+    """Engine of the published tagging network, made once a working folder.
+
+    Raises
+    ------
+    ValueError
+        If the package that holds its weights is not installed.
+    """
+    from models import export
+
+    path = work / "tagger.onnx"
+    if not path.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        network = tagger.load_published()
+        network.set_weights([np.asarray(weight, np.float16).astype(np.float32) for weight in network.get_weights()])  # as packed
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(export.float_graph(network))
+        os.replace(temporary, path)
+    return path
+
+
+def tagger_arrays(signal: NDArray[np.float32], engine: Path) -> dict[str, NDArray[Any]]:
+    """The tagging network's windows, and mean and standard deviation over them of its outputs."""
+    windows = list(tagger_mel_windows(signal, TAGGER))
+    batches = [
+        run_engine(engine, np.stack(windows[start : start + TAGGER_BATCH])[..., None])
+        for start in range(0, len(windows), TAGGER_BATCH)
+    ]
+    outputs = {head: np.concatenate([batch[head] for batch in batches]) for head in batches[0]}
+    embedding, pooled = tagger.pool(outputs)
+    return {
+        "tagger_mel": np.stack(windows).astype(np.float16),
+        "embedding_windows": outputs["embedding"].astype(np.float16),
+        "embedding": embedding,
+        "pooled": pooled,
+    }
+
+
+def extract_all(paths: Iterable[Path], folder: Path, *, jobs: int, tagger_engine: Path | None = None) -> list[str]:
     """Run `extract` over many files with `jobs` processes and a progress bar; return their digests in order."""
     from joblib import Parallel, delayed
     from tqdm import tqdm
 
     work = list(paths)
-    results = Parallel(n_jobs=jobs, return_as="generator")(delayed(extract)(path, folder) for path in work)
+    results = Parallel(n_jobs=jobs, return_as="generator")(delayed(extract)(path, folder, tagger_engine) for path in work)
     return list(tqdm(results, total=len(work), unit="track", desc="front ends", disable=None))
 
 
@@ -144,6 +210,11 @@ def change_all(
     places = list(tqdm(results, total=len(work), unit="copy", desc="changed waveforms", disable=None))
     arrays = [np.load(place, mmap_mode="r", allow_pickle=False) for place in places]
     return [arrays[k : k + copies] for k in range(0, len(arrays), copies)]
+
+
+def has_tagger(folder: Path, digests: Iterable[str]) -> bool:
+    """Whether the tagging network's outputs are stored for every one of some files."""
+    return all((folder / specs_digest() / digest / "pooled.npy").exists() for digest in digests)
 
 
 def load(folder: Path, digest: str, name: str) -> NDArray[Any]:

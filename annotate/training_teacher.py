@@ -6,6 +6,7 @@ bundle is refused where it was trained on a track of a held-out artist or album.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from annotate import training
+from annotate import training, training_data
 from annotate.console import log
 from annotate.schema import known_tracks, was_in_training
 from annotate.training import Part, Plan, Rated, columns_of
 from annotate.training_labels import some
 from models import bundle as bundles
+from models.tagger import EMBEDDING
+from models.training import Course
 
 Array = NDArray[np.float32]
 
@@ -31,6 +34,7 @@ TAUGHT = {
     "va": {"va": "va"},
     "vaseq": {"va": "vaseq"},
     "descriptors": {"midlevel": "desc_midlevel", "film": "desc_film", "gems": "desc_gems", "va": "desc_va"},
+    "best": {"midlevel": "best_midlevel", "film": "best_film", "gems": "best_gems", "va": "best_va"},
 }
 
 
@@ -64,7 +68,7 @@ def teach(rated: Rated, target: str, part: Part, teacher: str, work: Path, plan:
     held = set(rated.table["split_group"].iloc[part.test]) & seen
     if held:
         said = f"{part.name}: the teacher {teacher} was trained on {len(held)} of its artists or albums ({some(sorted(held), 3)})"
-        if model != "descriptors":
+        if model not in training.RATING_PREFIX:
             raise ValueError(
                 f"{said}, its score would flatter: use --teacher descriptors, which is fitted without them, a bundle that did "
                 "not see them, or --folds-run 0"
@@ -86,15 +90,56 @@ def groups_seen(rated: Rated, bundle: bundles.Bundle, family: str) -> set[str]:
 
 
 def _descriptor_teacher(rated: Rated, target: str, part: Part, plan: Plan) -> Array:
-    from models import descriptors
-
     columns, values = training.descriptor_targets(rated, target)
     rows = part.learn[np.isfinite(values[part.learn]).all(axis=1)]
     if not len(rows):
         raise ValueError(f"the descriptor model cannot teach {target}: no track of the training part is rated for it")
-    inputs = training.descriptor_inputs(rated)
-    model = descriptors.fit(inputs[rows], values[rows], descriptors.DescriptorRecipe(jobs=plan.jobs))
-    return _in_order(target, columns, model.predict(inputs))
+    family = "best" if training_data.has_tagger(rated.arrays, rated.table["sha256"]) else "descriptors"
+    model = training.fit_ratings(rated, family, target, rows, plan.recipe(family))
+    return _in_order(target, columns, model.predict(training.rating_inputs(rated, family)))
+
+
+HINTS = 64  # principal components of the tagging network's embedding that a network learns beside the ratings
+COURSE_PENALTY = 300.0  # of the ridge regression that follows a teacher's ratings from window to window
+WIDEST = 4.0  # SDs
+
+
+def course_of(rated: Rated, rows: NDArray[np.intp], learn: NDArray[np.intp], taught: Mapping[str, Array]) -> Course:
+    """How the tagging network hears each of some tracks go on: hints, and a teacher's ratings from window to window.
+
+    Parameters
+    ----------
+    rows : numpy.ndarray
+        The tracks.
+    learn : numpy.ndarray
+        Tracks that the scales and the regression are fitted on: none of a held-out group.
+    taught : Mapping
+        By head: the teacher's ratings of every track, shape (track, label).
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import Ridge
+
+    spec = training_data.TAGGER
+    tracks = rated.stack("embedding")[:, :EMBEDDING]
+    center, scale = tracks[learn].mean(axis=0), tracks[learn].std(axis=0)
+    scale = np.where(scale < 1e-2 * np.median(scale), np.inf, scale)
+
+    def standard(values: NDArray[Any]) -> NDArray[Any]:
+        limited: NDArray[Any] = np.clip((values.astype(np.float32) - center) / scale, -WIDEST, WIDEST)
+        return limited
+
+    windows = [standard(np.asarray(array)) for array in rated.open("embedding_windows", rows)]
+    components = PCA(min(HINTS, len(learn) - 1)).fit(standard(tracks[rows]))
+    spread = components.transform(standard(tracks[rows])).std(axis=0)
+    spread = np.maximum(spread, 0.15 * spread[0])  # the last components are mostly noise: not to be learned as eagerly
+    ratings: dict[str, list[Array]] = {}
+    for head, values in taught.items():
+        known = learn[np.isfinite(values[learn]).all(axis=1)]
+        ridge = Ridge(alpha=COURSE_PENALTY).fit(standard(tracks[known]), values[known])
+        whole = ridge.predict(standard(tracks[rows]))
+        ratings[head] = [(ridge.predict(one) - whole[k]).astype(np.float32) for k, one in enumerate(windows)]
+    hints = [(components.transform(one) / spread).astype(np.float32) for one in windows]
+    return Course(spec.window_length / spec.sample_rate, hints, ratings)
 
 
 def _in_order(target: str, columns: list[str], predicted: Array) -> Array:
@@ -136,8 +181,8 @@ def _predict(rated: Rated, bundle: bundles.Bundle, family: str, rows: NDArray[np
     from models import networks
 
     held = bundle.families[family]
-    if family == "descriptors":
-        inputs = training.descriptor_inputs(rated)[rows]
+    if family in training.RATING_PREFIX:
+        inputs = training.rating_inputs(rated, family)[rows]
         columns: dict[str, Any] = {}
         for output in held.outputs:
             values = bundles.run_engine(bundle.file(held.details["engines"][output.head]), inputs)["ratings"]

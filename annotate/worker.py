@@ -29,7 +29,7 @@ from annotate.corpora import Track, read_tags
 from annotate.places import FetchError, PlaceLost, check_mount, fetched
 from annotate.store import CAUSES, FeatureCache, FileState, Part, StoreError, cache_key, host, replace_atomically, write_part
 from models import inference
-from models.bundle import Bundle, BundleError, run_engine
+from models.bundle import Bundle, BundleError, Family, run_engine
 from models.bundle import load as load_bundle
 
 Array = NDArray[np.float32]
@@ -194,11 +194,13 @@ def _infer(prepared: Sequence[Prepared], job: Job, watch: Watch) -> list[Done]:
     networks = [family for family in job.families if bundle.families[family].weights is not None]
     predict = {family: inference.onnx_predict(bundle, family) for family in networks}
     outputs = {}
-    for family in inference.SPECTROGRAM_FAMILIES:
-        if family in job.families:
-            size = job.batch_size or inference.CPU_BATCH[family]
-            windows = _windows(bundle, family, prepared, watch)
-            outputs[family] = inference.infer(predict[family], windows, size)
+    for family in inference.spectrogram_families(bundle, job.families):
+        size = job.batch_size or inference.CPU_BATCH[family]
+        known = _recall_embeddings(prepared, job) if family == "best" else {}
+        windows = _windows(bundle, family, {n: one for n, one in enumerate(prepared) if n not in known}, watch)
+        outputs[family] = inference.infer(predict[family], windows, size)
+        if family == "best":
+            outputs[family] = known | _keep_embeddings(outputs[family], prepared, job)
     shared = (time.monotonic() - started) / len(prepared)
     return [finish(one, number, outputs, predict, bundle, job, shared) for number, one in enumerate(prepared)]
 
@@ -214,8 +216,8 @@ def prepare_windows(tracks: Sequence[Track], job: Job) -> list[Prepared]:
                     one = prepare(track, job)
                     windows = {
                         family: list(inference.windows_of(bundle.families[family], one.signals))
-                        for family in inference.SPECTROGRAM_FAMILIES
-                        if family in job.families and one.signals
+                        for family in inference.spectrogram_families(bundle, job.families)
+                        if one.signals
                     }
             except (StoreError, BundleError, PlaceLost):
                 raise
@@ -229,8 +231,29 @@ def prepare_windows(tracks: Sequence[Track], job: Job) -> list[Prepared]:
     return prepared
 
 
-def _windows(bundle: Bundle, family: str, prepared: Sequence[Prepared], watch: Watch) -> Iterator[tuple[int, Array]]:
-    for number, one in enumerate(prepared):
+def _recall_embeddings(prepared: Sequence[Prepared], job: Job) -> dict[int, dict[str, Array]]:
+    """Outputs of the tagging network that the cache holds, by place in `prepared`."""
+    if job.cache is None:
+        return {}
+    found = {number: _cache(job.cache, job.cache_bytes).get(_embedding_key(one, job)) for number, one in enumerate(prepared)}
+    return {number: dict(outputs) for number, outputs in found.items() if outputs is not None}
+
+
+def _keep_embeddings(outputs: dict[int, dict[str, Array]], prepared: Sequence[Prepared], job: Job) -> dict[int, dict[str, Array]]:
+    if job.cache is not None:
+        for number, heads in outputs.items():
+            _cache(job.cache, job.cache_bytes).put(_embedding_key(prepared[number], job), heads)
+    return outputs
+
+
+def _embedding_key(one: Prepared, job: Job) -> str:
+    family = _bundle(job.bundle).families["best"]
+    engine = _bundle(job.bundle).manifest["files"][family.engine]
+    return cache_key(str(one.state.sha256), {"tagger": {**family.spec, "engine": engine}}, decoder_version())
+
+
+def _windows(bundle: Bundle, family: str, prepared: Mapping[int, Prepared], watch: Watch) -> Iterator[tuple[int, Array]]:
+    for number, one in prepared.items():
         if one.signals:
             watch.now(one.track)
             for window in inference.windows_of(bundle.families[family], one.signals):
@@ -261,10 +284,10 @@ def prepare(track: Track, job: Job) -> Prepared:
     bundle = _bundle(job.bundle)
     rates = {22_050} if _needs_notes(job) else set()
     rates |= {
-        inference.spec_of(bundle.families[family]).sample_rate
-        for family in inference.SPECTROGRAM_FAMILIES
-        if family in job.families
+        inference.spec_of(bundle.families[family]).sample_rate for family in inference.spectrogram_families(bundle, job.families)
     }
+    if any(family in job.families for family in inference.DESCRIPTOR_FAMILIES):
+        rates.add(inference.spec_of(bundle.families["descriptors"]).sample_rate)
     try:
         decoded = decode(track.path, rates=sorted(rates))
     except AudioError as error:
@@ -301,8 +324,8 @@ def _padded(bundle: Bundle, job: Job, decoded: Decoded) -> str | None:
     """Say which networks saw a track that is shorter than their only window."""
     short = [
         f"{family} {bundle.families[family].window_s:g} s"
-        for family in inference.SPECTROGRAM_FAMILIES
-        if family in job.families and decoded.duration_s < (bundle.families[family].window_s or 0.0)
+        for family in inference.spectrogram_families(bundle, job.families)
+        if decoded.duration_s < (bundle.families[family].window_s or 0.0)
     ]
     return f"shorter than one window, padded with silence: {', '.join(short)}" if short else None
 
@@ -329,12 +352,12 @@ def _notes(track: Track, decoded: Decoded, job: Job) -> tuple[dict[str, Array], 
     inputs: dict[str, Array] = {"va": statistics}
     if "vaseq" in job.families or "vatransfer" in job.families:
         inputs["vaseq"] = inputs["vatransfer"] = note_sequence(events)
-    if "descriptors" in job.families:
+    if any(family in job.families for family in inference.DESCRIPTOR_FAMILIES):
         descriptor_spec = inference.spec_of(bundle.families["descriptors"])
         key = cache_key(decoded.sha256, {"descriptors": asdict(descriptor_spec)}, decoder_version())
         stored = cache.get(key) if cache else None
         if stored is None:
-            stored = {"descriptors": describe(signal, descriptor_spec)}
+            stored = {"descriptors": describe(decoded.signals[descriptor_spec.sample_rate], descriptor_spec)}
             if cache:
                 cache.put(key, stored)
         inputs["descriptors"] = np.concatenate([stored["descriptors"], note_features(events, decoded.duration_s)])
@@ -395,7 +418,11 @@ def finish(
     if row["status"] == "ok":
         for name in job.families:
             family = bundle.families[name]
-            if name in inference.SPECTROGRAM_FAMILIES:
+            if "components" in family.details:
+                row |= inference.best_columns(family, row)
+            elif name == "best":
+                row |= _ratings(family, inference.best_numbers(one.inputs["descriptors"], outputs[name][number]), bundle)
+            elif name in inference.WINDOW_FAMILIES:
                 columns, windows = inference.network_columns(family, outputs[name][number])
                 row |= columns
                 if job.windows:
@@ -409,15 +436,18 @@ def finish(
             elif name in ("va", "vaseq", "vatransfer"):
                 row |= inference.network_columns(family, predict[name](np.nan_to_num(one.inputs[name])[None]))[0]
             elif name == "descriptors":
-                for output in family.outputs:
-                    path = bundle.file(family.details["engines"][output.head])
-                    values = run_engine(path, one.inputs[name][None])["ratings"][0]
-                    scaled = inference.within_scale(output, [float(value) for value in values])
-                    row |= dict(zip(output.columns, scaled, strict=True))
-            elif name == "best":
-                row |= inference.best_columns(family, row)
+                row |= _ratings(family, one.inputs[name], bundle)
     write_part(job.run_folder / "parts", Part(one.track.track, one.state, row["status"], row, window_rows))
     return Done(one.track.track, row["status"], row.get("error"), row.get("duration_s") or 0.0, one.seconds + seconds)
+
+
+def _ratings(family: Family, numbers: Array, bundle: Bundle) -> dict[str, float]:
+    """Columns of the descriptor model or of `best`, an engine an output, from the numbers of a track."""
+    row: dict[str, float] = {}
+    for output in family.outputs:
+        values = run_engine(bundle.file(family.details["engines"][output.head]), numbers[None])["ratings"][0]
+        row |= dict(zip(output.columns, inference.within_scale(output, [float(value) for value in values]), strict=True))
+    return row
 
 
 class Watch:

@@ -19,7 +19,7 @@ from librosa.filters import chroma as chroma_filterbank
 from librosa.filters import mel as mel_filterbank
 from numpy.typing import NDArray
 
-from features.windows import Signal, check_signal, cut
+from features.windows import Signal, check_signal, cut, leveled
 
 Array = NDArray[np.float32]
 
@@ -36,6 +36,7 @@ class DescriptorSpec:
 
     version: int = 1  # of the code: raised whenever it changes a result
     sample_rate: int = 22_050  # Hz
+    rms: float | None = None  # root mean square that the track is brought to, so that a gain changes nothing; None: as it is
     n_fft: int = 2_048  # samples, Hann, centred, zeros beyond the ends
     hop_length: int = 1_024  # samples
     n_mels: int = 64  # Slaney, 0 Hz to Nyquist
@@ -205,7 +206,7 @@ def describe(signal: Signal, spec: DescriptorSpec) -> Array:
     numpy.ndarray
         float32, shape (535,).
     """
-    frames, chroma = frame_features(signal, spec)
+    frames, chroma = frame_features(signal if spec.rms is None else leveled(signal, spec.rms), spec)
     low, high = np.percentile(frames, [10, 90], axis=0)
     steps = np.abs(np.diff(frames, axis=0)).mean(axis=0) if len(frames) > 1 else np.zeros(frames.shape[1])
     mean_chroma = chroma.mean(axis=0)

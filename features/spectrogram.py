@@ -1,4 +1,4 @@
-"""The four spectrogram front ends of the networks.
+"""The five spectrogram front ends of the networks.
 
 Conventions
 -----------
@@ -7,7 +7,7 @@ at `spec.sample_rate`; each window is one float32 array whose axes are written i
 says. Nothing is resampled here.
 
 Sources: the founding documents of the models (mid-level salience network; Chowdhury et al., ISMIR 2019; emotion CNN; multi-task
-CRNN); Böck et al., "madmom", 2016, for the logarithmic filterbank.
+CRNN); Böck et al., "madmom", 2016, for the logarithmic filterbank; Pons & Serra, "musicnn", 2019, for the tagger's mel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import scipy.fft
 from librosa.filters import mel as mel_filterbank
 from numpy.typing import NDArray
 
-from features.windows import Signal, check_signal, cut, plan_windows
+from features.windows import Signal, check_signal, cut, leveled, plan_windows
 
 Array = NDArray[np.float32]
 
@@ -93,6 +93,21 @@ class MelMfccContrastSpec:
     n_mfcc: int = 20  # rows 128..147: from 128 mel bands up to Nyquist, dB re 1
     n_contrast: int = 7  # rows 148..154: six octaves from 200 Hz and the rest below
     top_db: float = 80.0  # dB below the segment's maximum
+
+
+@dataclass(frozen=True)
+class TaggerMelSpec:
+    """Log-mel of the tagging network behind `best`: 3-s windows of 187 frames × 96 bands."""
+
+    version: int = 1  # of the code: raised whenever it changes a result
+    sample_rate: int = 16_000  # Hz
+    window_length: int = 47_872  # samples: 187 hops
+    n_fft: int = 512  # samples, Hann, centred, zeros beyond the track's ends
+    hop_length: int = 256  # samples
+    n_frames: int = 187  # a window
+    n_mels: int = 96  # Slaney, 0 Hz to Nyquist
+    compression: float = 10_000.0  # log10(1 + compression · power)
+    rms: float = 0.1  # root mean square that the track is brought to: a gain changes nothing
 
 
 def stft_windows(signal: Signal, spec: StftSpec) -> Iterator[Array]:
@@ -208,3 +223,24 @@ def mel_mfcc_contrast(segment: Signal, spec: MelMfccContrastSpec) -> Array:
         librosa.feature.spectral_contrast(S=magnitude, sr=spec.sample_rate, n_bands=spec.n_contrast - 1),
     )
     return np.concatenate(rows).astype(np.float32, copy=False)
+
+
+@lru_cache(maxsize=4)
+def _tagger_filterbank(spec: TaggerMelSpec) -> Array:
+    filters: Array = mel_filterbank(sr=spec.sample_rate, n_fft=spec.n_fft, n_mels=spec.n_mels)
+    return filters
+
+
+def tagger_mel_windows(signal: Signal, spec: TaggerMelSpec) -> Iterator[Array]:
+    """Yield the log-mel of each window, shape (frame, band) = (187, 96): ``log10(1 + 10000 · M |X|²)``.
+
+    Frames are those of the whole track: a window's first and last frames reach into its neighbours.
+    """
+    check_signal(signal)
+    level = leveled(signal, spec.rms)
+    reach = (spec.n_frames - 1) * spec.hop_length + spec.n_fft
+    for index in range(plan_windows(len(signal), spec.window_length).count):
+        stretch = cut(level, index * spec.window_length - spec.n_fft // 2, reach)
+        spectrum = librosa.stft(stretch, n_fft=spec.n_fft, hop_length=spec.hop_length, center=False)
+        power = _tagger_filterbank(spec) @ (spectrum.real**2 + spectrum.imag**2)
+        yield np.log10(1 + np.float32(spec.compression) * power).T.astype(np.float32)

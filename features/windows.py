@@ -64,3 +64,12 @@ def check_signal(signal: Signal) -> None:
         raise ValueError(f"signal has dtype {signal.dtype}, must be float32")
     if not np.isfinite(signal).all():
         raise ValueError("signal holds NaN or infinite samples, must be finite")
+
+
+def leveled(signal: Signal, rms: float) -> Signal:
+    """Scale a signal to a root mean square of `rms`, so that what is computed from it does not depend on the recording's gain.
+
+    A signal of zeros stays as it is.
+    """
+    present = float(np.sqrt(np.mean(np.square(signal, dtype=np.float64))))
+    return signal if present == 0 else signal * np.float32(rms / present)

@@ -289,7 +289,7 @@ def build_graph(family: Family) -> Any:
     BundleError
         For an architecture that is not ours, or arguments that it does not take.
     """
-    from models import crnn, emotion, joint, midlevel, probe, va
+    from models import crnn, emotion, joint, midlevel, probe, tagger, va
 
     builders: dict[str, tuple[Any, Any]] = {
         "midlevel": (midlevel.build, midlevel.MidlevelArchitecture),
@@ -298,6 +298,7 @@ def build_graph(family: Family) -> Any:
         "a2e": (joint.build_a2e, joint.JointArchitecture),
         "emotion": (emotion.build, emotion.EmotionArchitecture),
         "crnn": (crnn.build, crnn.CrnnArchitecture),
+        "musicnn": (tagger.build, tagger.TaggerArchitecture),
         "va_dense": (va.build_dense, va.DenseArchitecture),
         "va_sequence": (va.build_sequence, va.SequenceArchitecture),
         "va_transferred": (va.build_transferred, va.TransferredArchitecture),
@@ -414,8 +415,9 @@ def verify(bundle: Bundle) -> Iterator[str]:
             ways["keras"] = {head: np.asarray(value) for head, value in graph.predict_on_batch(inputs).items()}
         if family.engine is not None:
             ways["onnx"] = run_engine(bundle.file(family.engine), inputs)
+        numbers = arrays.get(f"{name}/numbers", inputs)  # what the engines of single outputs read
         for head, engine in family.details.get("engines", {}).items():
-            ways[f"onnx {head}"] = {head: run_engine(bundle.file(engine), inputs)["ratings"]}
+            ways[f"onnx {head}"] = {head: run_engine(bundle.file(engine), numbers)["ratings"]}
         for way, outputs in ways.items():
             for head, values in outputs.items():
                 if f"{name}/{way.split()[0]}/{head}" not in arrays:

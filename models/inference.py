@@ -1,7 +1,7 @@
 """From windows to a track's values: full batches through a network, pooled, and turned into columns.
 
 Windows of many tracks are packed into full batches (`infer`); what belongs to one track is averaged over its windows
-(`pool`). Values that follow from others need no network: the probe reads the pooled salience, `best` is a fixed weighted sum.
+(`pool`). The probe reads the pooled salience; `best` reads the pooled embedding of a tagging network beside the descriptors.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from features.spectrogram import (
     MelMfccContrastSpec,
     MelSpec,
     StftSpec,
+    TaggerMelSpec,
     log_frequency_windows,
     mel_mfcc_contrast_windows,
     mel_windows,
     stft_windows,
+    tagger_mel_windows,
 )
 from features.transcription import TranscriptionSpec
+from models import tagger
 from models.bundle import Bundle, BundleError, Family, Output, UnknownNameError, load_network, run_engine
 
 Array = NDArray[np.float32]
@@ -34,6 +37,7 @@ FRONT_ENDS: dict[str, tuple[type[Any], Callable[[Array, Any], Iterator[Array]]]]
     "LogFrequencySpec": (LogFrequencySpec, log_frequency_windows),
     "MelSpec": (MelSpec, mel_windows),
     "MelMfccContrastSpec": (MelMfccContrastSpec, mel_mfcc_contrast_windows),
+    "TaggerMelSpec": (TaggerMelSpec, tagger_mel_windows),
 }
 TRACK_SPECS: dict[str, type[Any]] = {"TranscriptionSpec": TranscriptionSpec, "DescriptorSpec": DescriptorSpec}
 FRONT_END_OF = {
@@ -44,10 +48,9 @@ FRONT_END_OF = {
     "emotion": "MelMfccContrastSpec",
     "crnn": "MelSpec",
 }
-SPECTROGRAM_FAMILIES = ("midlevel", "joint", "a2e", "a2mid2e", "emotion", "crnn")
+WINDOW_FAMILIES = ("midlevel", "joint", "a2e", "a2mid2e", "emotion", "crnn")  # rate every window
 REQUIRES: dict[str, tuple[str, ...]] = {
     "probe": ("midlevel",),
-    "best": ("descriptors", "midlevel", "joint", "emotion", "va"),
 }  # families whose values another family reads
 BUILT_ON = {
     "probe": "midlevel",
@@ -55,8 +58,10 @@ BUILT_ON = {
     "vaseq": "notes",
     "vatransfer": "notes",
     "descriptors": "notes",
-}  # without which a family cannot run
-NOTE_FAMILIES = ("notes", "va", "vaseq", "vatransfer", "descriptors")  # families that need the transcription
+    "best": "descriptors",
+}  # families that a bundle must hold for another one to run
+NOTE_FAMILIES = ("notes", "va", "vaseq", "vatransfer", "descriptors", "best")  # families that need the transcription
+DESCRIPTOR_FAMILIES = ("descriptors", "best")  # families that read the descriptors of the whole track
 CPU_BATCH = {
     "midlevel": 2,
     "joint": 4,
@@ -64,6 +69,7 @@ CPU_BATCH = {
     "a2mid2e": 4,
     "emotion": 16,
     "crnn": 8,
+    "best": 8,
 }  # windows; larger ones gain nothing on a CPU
 
 
@@ -86,6 +92,8 @@ def required(families: Iterable[str], bundle: Bundle) -> tuple[str, ...]:
         if base is not None and base not in bundle.families:
             raise BundleError(f"bundle {bundle.name!r}: {family} reads {base}, which the bundle does not hold")
         wanted |= {name for name in REQUIRES.get(family, ()) if name in bundle.families}
+        if "components" in bundle.families[family].details:  # a weighted sum of other families' columns
+            wanted |= {name for name in ("descriptors", *WINDOW_FAMILIES, "va") if name in bundle.families}
     return tuple(family for family in FAMILIES if family in wanted)
 
 
@@ -108,6 +116,11 @@ def spec_of(family: Family) -> Any:
     if spec.version != current:
         raise BundleError(f"{family.name}: needs version {spec.version} of {family.front_end}, this program computes {current}")
     return spec
+
+
+def spectrogram_families(bundle: Bundle, families: Iterable[str]) -> tuple[str, ...]:
+    """Those of some families that read windows of a spectrogram."""
+    return tuple(name for name in families if bundle.families[name].front_end in FRONT_ENDS)
 
 
 def windows_of(family: Family, signals: Mapping[int, Array]) -> Iterator[Array]:
@@ -236,8 +249,16 @@ def within_scale(output: Output, values: Sequence[float]) -> list[float]:
     return list(values)
 
 
+def best_numbers(descriptors: Array, outputs: Mapping[str, Array]) -> Array:
+    """What `best` reads of a track: descriptors and note features, then the tagging network's pooled outputs.
+
+    `outputs` maps `embedding` to (window, 200) and `pooled` to (window, 753); the result has shape (number,).
+    """
+    return np.concatenate([descriptors, *tagger.pool(outputs)])
+
+
 def best_columns(family: Family, track: Mapping[str, Any]) -> dict[str, Any]:
-    """Fixed weighted sums of other columns, as the bundle states them; null where a component is missing."""
+    """Fixed weighted sums of other columns, as a bundle may state them; null where a component is missing."""
     row: dict[str, Any] = {}
     for column, terms in family.details["components"].items():
         values = [track.get(name) for name in terms["weights"]]

@@ -18,6 +18,7 @@ from features.spectrogram import LogFrequencySpec, StftSpec
 from models import crnn, descriptors, emotion, joint, midlevel, probe, va
 from models.labels import GEMS, GENRES
 from models.training import (
+    Course,
     Examples,
     Head,
     Recipe,
@@ -86,18 +87,31 @@ class ProbeRecipe:
                 raise ValueError(f"{name}={getattr(self, name)} must be > 0")
 
 
-MIDLEVEL_RECIPE = Recipe(epochs=14, crop_frames=323, time_mask_frames=32, frequency_mask_bins=24, gain_db=6.0, learning_rate=8e-4)
-JOINT_RECIPE = Recipe(epochs=24, crop_frames=313, time_mask_frames=32, frequency_mask_bins=14, roll_bins=2)
-EMOTION_RECIPE = EmotionRecipe(
-    epochs=6,
-    crops_per_track=4,
-    learning_rate=5e-4,
-    batch_size=32,
-    time_mask_frames=24,
-    frequency_mask_bins=12,
-    mixup_alpha=0.4,
+_TAUGHT: dict[str, Any] = {"hint_weight": 0.5, "course_share": 0.7, "learning_rate": 1e-3}
+MIDLEVEL_RECIPE = Recipe(
+    epochs=15,
+    crop_frames=323,
+    short_epochs=11,
+    short_frames=160,
+    frequency_mask_bins=20,
+    gain_db=9.0,
+    final_epochs=2,
+    trunk_from="joint",
+    **_TAUGHT,
 )
-CRNN_RECIPE = CrnnRecipe(epochs=26, crops_per_track=2, learning_rate=1e-3, time_mask_frames=24, frequency_mask_bins=16)
+JOINT_RECIPE = Recipe(
+    epochs=17, crop_frames=313, short_epochs=12, short_frames=156, frequency_mask_bins=12, roll_bins=2, final_epochs=2, **_TAUGHT
+)
+A2E_RECIPE = replace(JOINT_RECIPE, epochs=11, short_epochs=8, final_epochs=0)
+EMOTION_RECIPE = EmotionRecipe(
+    epochs=14,
+    crops_per_track=2,
+    batch_size=32,
+    frequency_mask_bins=10,
+    final_epochs=3,
+    **(_TAUGHT | {"learning_rate": 7e-4}),
+)
+CRNN_RECIPE = CrnnRecipe(epochs=9, frequency_mask_bins=14, final_epochs=2, **_TAUGHT)
 VA_RECIPE = Recipe(
     epochs=100, batch_size=32, learning_rate=2e-3, weight_decay=2e-2, time_masks=0, frequency_masks=0, dtype="float32"
 )
@@ -105,20 +119,20 @@ VASEQ_RECIPE = Recipe(
     epochs=6, batch_size=16, learning_rate=2e-3, weight_decay=1e-3, time_masks=0, frequency_masks=0, dtype="float32"
 )
 PROBE_RECIPE = ProbeRecipe()
-DESCRIPTOR_RECIPE = descriptors.DescriptorRecipe()
 
 RECIPES: dict[str, Any] = {
     "midlevel": MIDLEVEL_RECIPE,
     "probe": PROBE_RECIPE,
-    "a2e": JOINT_RECIPE,
-    "a2mid2e": JOINT_RECIPE,
+    "a2e": A2E_RECIPE,
+    "a2mid2e": A2E_RECIPE,
     "joint": JOINT_RECIPE,
     "emotion": EMOTION_RECIPE,
     "va": VA_RECIPE,
     "vatransfer": VA_RECIPE,
     "vaseq": VASEQ_RECIPE,
     "crnn": CRNN_RECIPE,
-    "descriptors": DESCRIPTOR_RECIPE,
+    "descriptors": descriptors.PLAIN,
+    "best": descriptors.BEST,
 }
 
 
@@ -134,7 +148,8 @@ TASKS: dict[str, str] = {
     "vatransfer": "the same from the features of the sequence network, which is trained first",
     "vaseq": "the same from the first 512 notes",
     "crnn": "valence, arousal, dominance in 0-1, mean squared error; genre, categorical cross-entropy",
-    "descriptors": "each set of ratings from 535 descriptors and 54 note features: ridge, support vectors and trees, averaged",
+    "descriptors": "each set of ratings from 535 descriptors and 54 note features: support vectors and ridge, averaged",
+    "best": "each set of ratings from descriptors, note features and the embedding of a frozen tagging network, likewise",
 }
 
 
@@ -152,6 +167,11 @@ def _by_the_document(recipe: Recipe, **changes: Any) -> Recipe:
         "mixup_alpha": 0.0,
         "pseudo_weight": 0.0,
         "dtype": "float32",
+        "short_epochs": 0,
+        "hint_weight": 0.0,
+        "course_share": 0.0,
+        "final_epochs": 0,
+        "trunk_from": "",
     }
     return replace(recipe, **(plain | changes))
 
@@ -201,6 +221,7 @@ class Tracks:
     arrays: Sequence[Any]
     targets: Mapping[str, Array]
     weights: Array
+    course: Course | None = None
 
 
 def salience_targets(ratings: Array) -> Array:
@@ -256,35 +277,51 @@ def _plain(trained: Any, build: Any) -> Any:
     return plain
 
 
+def _frames(recipe: Recipe) -> int | None:
+    """Input length of a network in training: any, where crops have two lengths."""
+    return None if recipe.short_epochs else recipe.crop_frames
+
+
 def _first_convolution(model: Any) -> Any:
     return next(layer for layer in model.layers if type(layer).__name__ == "Conv2D")
 
 
-def train_midlevel(tracks: Tracks, recipe: Recipe, folder: Path, validation: Tracks | None = None) -> Any:
+def train_midlevel(
+    tracks: Tracks, recipe: Recipe, folder: Path, validation: Tracks | None = None, start: Path | None = None
+) -> Any:
     """Train the mid-level network on dB STFTs (bin, frame); `targets`: `rating` (track, 7) in 1-10, and `salience`."""
     import keras
 
     mean, spread = _scale(tracks.targets["rating"])
     input_mean, input_spread = _input_scale(tracks.arrays)
-    heads = {"rating": Head("mse", mean, spread), "salience": Head("bce")}
+    heads = {"rating": Head("mse", mean, spread), "salience": Head("bce", weight=0.5)}
 
     def examples(of: Tracks) -> Examples:
-        return Examples(of.arrays, of.targets, of.weights, 1, StftSpec().top_db, input_mean, input_spread)
+        spec = StftSpec()
+        return Examples(
+            of.arrays,
+            of.targets,
+            of.weights,
+            1,
+            spec.top_db,
+            input_mean,
+            input_spread,
+            course=of.course,
+            step_s=spec.hop_length / spec.sample_rate,
+        )
 
     keras.utils.set_random_seed(recipe.seed)
     with policy(recipe.dtype):
-        network = midlevel.build(
-            midlevel.MidlevelArchitecture(frames=recipe.crop_frames), normalization=fused_batch_normalization()
-        )
-    fit(network, heads, examples(tracks), recipe, folder, None if validation is None else examples(validation))
+        network = midlevel.build(midlevel.MidlevelArchitecture(frames=_frames(recipe)), normalization=fused_batch_normalization())
+    fit(network, heads, examples(tracks), recipe, folder, None if validation is None else examples(validation), start=start)
     fold_input_scale(_first_convolution(network), mean=input_mean, spread=input_spread)
     unscale(network.get_layer("rating"), mean=np.float32(0.1) * mean, spread=np.float32(0.1) * spread)
     return _plain(network, midlevel.build)
 
 
-def train_joint(tracks: Tracks, recipe: Recipe, folder: Path, validation: Tracks | None = None) -> Any:
+def train_joint(tracks: Tracks, recipe: Recipe, folder: Path, validation: Tracks | None = None, start: Path | None = None) -> Any:
     """Train A2Mid2E-Joint on log-frequency spectrograms (frame, band); `targets`: `midlevel` in 1-10, `film` in 1-9."""
-    network, scales = _train_log_frequency(joint.build_joint, ("midlevel", "film"), tracks, recipe, folder, validation)
+    network, scales = _train_log_frequency(joint.build_joint, ("midlevel", "film"), tracks, recipe, folder, validation, start)
     mean, spread = (np.float32(0.1) * scale for scale in scales["midlevel"])
     unscale(network.get_layer("midlevel"), mean=mean, spread=spread)
     rescale_input(network.get_layer("film"), mean=mean, spread=spread)
@@ -293,21 +330,23 @@ def train_joint(tracks: Tracks, recipe: Recipe, folder: Path, validation: Tracks
     return _plain(network, joint.build_joint)
 
 
-def train_a2e(tracks: Tracks, recipe: Recipe, folder: Path, validation: Tracks | None = None) -> Any:
+def train_a2e(tracks: Tracks, recipe: Recipe, folder: Path, validation: Tracks | None = None, start: Path | None = None) -> Any:
     """Train A2E, audio straight to emotions; arrays and `targets` (`film`, 1-9) as for `train_joint`."""
-    network, scales = _train_log_frequency(joint.build_a2e, ("film",), tracks, recipe, folder, validation)
+    network, scales = _train_log_frequency(joint.build_a2e, ("film",), tracks, recipe, folder, validation, start)
     mean, spread = (np.float32(0.1) * scale for scale in scales["film"])
     unscale(network.get_layer("film"), mean=mean, spread=spread)
     return _plain(network, joint.build_a2e)
 
 
-def train_a2mid2e(tracks: Tracks, recipe: Recipe, folder: Path, validation: Tracks | None = None) -> Any:
+def train_a2mid2e(
+    tracks: Tracks, recipe: Recipe, folder: Path, validation: Tracks | None = None, start: Path | None = None
+) -> Any:
     """Train A2Mid2E: the network to mid-level features alone; `fit_second_stage` then adds the emotions.
 
     Arrays and `targets` (`midlevel`, 1-10) as for `train_joint`. The result is the Joint graph, whose last layer is still to be
     fitted.
     """
-    network, scales = _train_log_frequency(joint.build_a2mid2e, ("midlevel",), tracks, recipe, folder, validation)
+    network, scales = _train_log_frequency(joint.build_a2mid2e, ("midlevel",), tracks, recipe, folder, validation, start)
     mean, spread = (np.float32(0.1) * scale for scale in scales["midlevel"])
     unscale(network.get_layer("midlevel"), mean=mean, spread=spread)
     with policy("float32"):
@@ -329,7 +368,13 @@ def fit_second_stage(network: Any, midlevel_ratings: Array, film: Array) -> None
 
 
 def _train_log_frequency(
-    build: Any, heads: Sequence[str], tracks: Tracks, recipe: Recipe, folder: Path, validation: Tracks | None
+    build: Any,
+    heads: Sequence[str],
+    tracks: Tracks,
+    recipe: Recipe,
+    folder: Path,
+    validation: Tracks | None,
+    start: Path | None,
 ) -> tuple[Any, dict[str, tuple[Array, Array]]]:
     """Train one of the three film-emotion networks; scaled heads, input scale folded in. Returns the scales of the heads."""
     import keras
@@ -339,18 +384,21 @@ def _train_log_frequency(
 
     def examples(of: Tracks) -> Examples:
         targets = {name: of.targets[name] for name in heads}
-        return Examples(of.arrays, targets, of.weights, 0, None, input_mean, input_spread)
+        step_s = 1 / LogFrequencySpec().frame_rate
+        return Examples(of.arrays, targets, of.weights, 0, None, input_mean, input_spread, course=of.course, step_s=step_s)
 
     keras.utils.set_random_seed(recipe.seed)
     with policy(recipe.dtype):
-        network = build(joint.JointArchitecture(frames=recipe.crop_frames), normalization=fused_batch_normalization())
+        network = build(joint.JointArchitecture(frames=_frames(recipe)), normalization=fused_batch_normalization())
     described = {name: Head("mse", *scales[name]) for name in heads}
-    fit(network, described, examples(tracks), recipe, folder, None if validation is None else examples(validation))
+    fit(network, described, examples(tracks), recipe, folder, None if validation is None else examples(validation), start=start)
     fold_input_scale(_first_convolution(network), mean=input_mean, spread=input_spread)
     return network, scales
 
 
-def train_emotion(tracks: Tracks, recipe: EmotionRecipe, folder: Path, validation: Tracks | None = None) -> Any:
+def train_emotion(
+    tracks: Tracks, recipe: EmotionRecipe, folder: Path, validation: Tracks | None = None, start: Path | None = None
+) -> Any:
     """Train the emotion CNN on segments (segment, row, frame); `targets`: `emotion` (track, 9), shares of listeners.
 
     With binary labels the shares are cut by `emotion_cut` of the training part, and rare emotions are synthesised by SMOTE, in
@@ -365,7 +413,7 @@ def train_emotion(tracks: Tracks, recipe: EmotionRecipe, folder: Path, validatio
     def examples(of: Tracks) -> Examples:
         shares = of.targets["emotion"]
         labels = shares if recipe.labels == "shares" else np.where(np.isnan(shares), np.nan, shares > cut).astype(np.float32)
-        return Examples(of.arrays, {"emotion": labels}, of.weights, time_axis=1)
+        return Examples(of.arrays, {"emotion": labels}, of.weights, time_axis=1, course=of.course, step_s=3.0, length_s=3.0)
 
     learned = examples(tracks)
     if recipe.labels == "binary" and recipe.smote_ratio:
@@ -373,7 +421,15 @@ def train_emotion(tracks: Tracks, recipe: EmotionRecipe, folder: Path, validatio
     keras.utils.set_random_seed(recipe.seed)
     with policy(recipe.dtype):
         network = emotion.build(architecture, normalization=fused_batch_normalization())
-    fit(network, {"emotion": Head("bce")}, learned, recipe, folder, None if validation is None else examples(validation))
+    fit(
+        network,
+        {"emotion": Head("bce")},
+        learned,
+        recipe,
+        folder,
+        None if validation is None else examples(validation),
+        start=start,
+    )
     plain = _plain(network, lambda: emotion.build(architecture))
     if recipe.labels == "shares":
         set_level(plain, tracks.arrays, tracks.targets["emotion"])
@@ -463,14 +519,17 @@ def set_level(network: Any, arrays: Sequence[NDArray[Any]], shares: Array, *, wi
     head.set_weights([kernel, bias + shift])
 
 
-def train_crnn(tracks: Tracks, recipe: CrnnRecipe, folder: Path, validation: Tracks | None = None) -> Any:
+def train_crnn(
+    tracks: Tracks, recipe: CrnnRecipe, folder: Path, validation: Tracks | None = None, start: Path | None = None
+) -> Any:
     """Train the CRNN on mel chunks (chunk, band, frame); `targets`: `reg_output` (track, 3) in 0-1, `class_output`."""
     import keras
 
-    heads = {"reg_output": Head("mse"), "class_output": Head("cce")}
+    heads = {"class_output": Head("cce", weight=0.5), "reg_output": Head("mse", weight=20.0)}
 
     def examples(of: Tracks) -> Examples:
-        return Examples([PaddedChunks(array) for array in of.arrays], of.targets, of.weights, time_axis=1)
+        arrays = [PaddedChunks(array) for array in of.arrays]
+        return Examples(arrays, of.targets, of.weights, time_axis=1, course=of.course, step_s=2.5, length_s=5.0)
 
     architecture = crnn.CrnnArchitecture(
         convolution_dropout=recipe.convolution_dropout,
@@ -481,7 +540,7 @@ def train_crnn(tracks: Tracks, recipe: CrnnRecipe, folder: Path, validation: Tra
     keras.utils.set_random_seed(recipe.seed)
     with policy(recipe.dtype):
         network = crnn.build(architecture, normalization=fused_batch_normalization())
-    fit(network, heads, examples(tracks), recipe, folder, None if validation is None else examples(validation))
+    fit(network, heads, examples(tracks), recipe, folder, None if validation is None else examples(validation), start=start)
     return _plain(network, lambda: crnn.build(replace(crnn.CrnnArchitecture(), recurrent_dropout=0.0)))
 
 
@@ -555,7 +614,14 @@ def _train_notes(build: Any, notes: Notes, recipe: Recipe, folder: Path, validat
     keras.utils.set_random_seed(recipe.seed)
     keras.backend.clear_session()
     network = build()
-    fit(network, {"va": Head("mse")}, examples(notes), recipe, folder, None if validation is None else examples(validation))
+    fit(
+        network,
+        {"va": Head("mse")},
+        examples(notes),
+        recipe,
+        folder,
+        None if validation is None else examples(validation),
+    )
     return network
 
 

@@ -55,6 +55,13 @@ class Recipe:
     patience: int = 0  # epochs without a lower validation loss until training stops, best weights kept; 0: never
     plateau_patience: int = 0  # epochs without a lower validation loss until the learning rate is reduced; 0: never
     plateau_factor: float = 0.5  # of a reduction
+    short_epochs: int = 0  # first epochs, on crops of `short_frames`: cheaper steps while the features are coarse
+    short_frames: int | None = None
+    hint_weight: float = 0.0  # of the auxiliary loss: a frozen tagging network's embedding of the crop; 0: none
+    course_share: float = 0.0  # share of a teacher's course within the track that a crop's ratings follow
+    final_epochs: int = 0  # epochs by which the final model goes on from the first held-out fold's weights; 0: trained anew
+    final_rate: float = 0.35  # learning rate of those, as a share
+    trunk_from: str = ""  # family whose trunk, trained on the same part, this one begins with
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "crops_per_track", "learning_rate", "decay", "plateau_factor"):
@@ -68,9 +75,15 @@ class Recipe:
             "pseudo_weight",
             "patience",
             "plateau_patience",
+            "short_epochs",
+            "hint_weight",
+            "course_share",
+            "final_epochs",
         ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be >= 0")
+        if self.short_epochs and not self.short_frames:
+            raise ValueError("short_epochs needs short_frames, the length of their crops")
         if not 0 <= self.validation_share <= 0.5:
             raise ValueError(f"validation_share={self.validation_share} must be in 0-0.5")
         if (self.patience or self.plateau_patience) and not self.validation_share:
@@ -86,6 +99,29 @@ class Head:
     loss: str  # "mse" | "bce" | "cce"
     mean: Array | None = None
     spread: Array | None = None
+    weight: float = 1.0  # of its loss in the sum
+
+
+@dataclass(frozen=True)
+class Course:
+    """How tracks go on from window to window, as a frozen network hears it: what a crop learns beyond its track's labels.
+
+    Source of the hints: Romero et al., "FitNets: hints for thin deep nets", ICLR 2015.
+    """
+
+    window_s: float  # windows lie back to back
+    hints: Sequence[Array]  # a track: (window, number), scaled
+    ratings: Mapping[str, Sequence[Array]]  # a head, a track: (window, label), a teacher's rating of the window less the track's
+
+    def during(self, windows: Array, start_s: float, stop_s: float) -> Array:
+        """Mean over the windows of a track that a crop overlaps, weighed by how long."""
+        first = min(max(int(start_s / self.window_s), 0), len(windows) - 1)
+        last = min(max(int(np.ceil(stop_s / self.window_s)), first + 1), len(windows))
+        places = np.arange(first, last)
+        overlap = np.minimum((places + 1) * self.window_s, stop_s) - np.maximum(places * self.window_s, start_s)
+        weights = np.maximum(overlap, 1e-3)
+        mean: Array = (windows[first:last] * weights[:, None]).sum(axis=0) / weights.sum()
+        return mean
 
 
 @dataclass(frozen=True)
@@ -104,6 +140,9 @@ class Examples:
     input_mean: float = 0.0  # the network trains on (crop - mean) / spread
     input_spread: float = 1.0
     channel: bool = True  # whether the network's input has a last axis of length 1
+    course: Course | None = None
+    step_s: float = 0.0  # seconds from frame to frame; without a crop length, from window to window
+    length_s: float = 0.0  # of a window, without a crop length
 
 
 def _masked(loss: str) -> Callable[[Any, Any], Any]:
@@ -163,8 +202,11 @@ def draw_epoch(examples: Examples, recipe: Recipe, epoch: int) -> tuple[Array, d
     """Draw one epoch's inputs (sample, row, column, 1), targets a head and weights; they follow from (seed, epoch)."""
     rng = np.random.default_rng((recipe.seed, epoch))
     order = rng.permutation(np.repeat(np.arange(len(examples.arrays)), recipe.crops_per_track))
-    crops = np.stack([_draw(examples, int(track), recipe, rng) for track in order])
+    drawn_crops, spans = zip(*(_draw(examples, int(track), recipe, rng) for track in order), strict=True)
+    crops = np.stack(drawn_crops)
     targets = {head: values[order].astype(np.float32) for head, values in examples.targets.items()}
+    if examples.course is not None:
+        _follow(examples.course, targets, order, spans, recipe)
     weights = examples.weights[order].astype(np.float32)
     if recipe.mixup_alpha:
         # pairs of tracks whose known labels are the same may be mixed; others stay as they are
@@ -181,15 +223,31 @@ def draw_epoch(examples: Examples, recipe: Recipe, epoch: int) -> tuple[Array, d
     return (crops[..., None] if examples.channel else crops).astype(np.float32), targets, weights
 
 
-def _draw(examples: Examples, track: int, recipe: Recipe, rng: np.random.Generator) -> Array:
+def _follow(
+    course: Course, targets: dict[str, Array], order: NDArray[Any], spans: Sequence[tuple[float, float]], recipe: Recipe
+) -> None:
+    """Let the targets of each crop follow the course of its track, and add the hints."""
+    for head, ratings in course.ratings.items() if recipe.course_share else ():
+        moves = [course.during(ratings[track], *span) for track, span in zip(order, spans, strict=True)]
+        targets[head] = targets[head] + np.float32(recipe.course_share) * np.stack(moves).astype(np.float32)
+    if recipe.hint_weight:
+        hints = [course.during(course.hints[track], *span) for track, span in zip(order, spans, strict=True)]
+        targets["hint"] = np.stack(hints).astype(np.float32)
+
+
+def _draw(examples: Examples, track: int, recipe: Recipe, rng: np.random.Generator) -> tuple[Array, tuple[float, float]]:
+    """Draw a crop of a track, and where it lies in seconds."""
     source = examples.arrays[track]
     axis = examples.time_axis
     if recipe.crop_frames is None:
-        crop = np.array(source[rng.integers(len(source))], np.float32)
+        start = int(rng.integers(len(source)))
+        crop = np.array(source[start], np.float32)
+        span = (start * examples.step_s, start * examples.step_s + examples.length_s)
     else:
         start = int(rng.integers(max(source.shape[axis] - recipe.crop_frames, 0) + 1))
         crop = np.take(source, np.arange(start, min(start + recipe.crop_frames, source.shape[axis])), axis=axis)
         crop = crop.astype(np.float32)
+        span = (start * examples.step_s, (start + recipe.crop_frames) * examples.step_s)
         missing = recipe.crop_frames - crop.shape[axis]
         if missing > 0:
             widths = [(0, 0), (0, 0)]
@@ -210,7 +268,7 @@ def _draw(examples: Examples, track: int, recipe: Recipe, rng: np.random.Generat
             width = int(rng.integers(longest + 1))
             start = int(rng.integers(crop.shape[along] - width + 1))
             crop[(slice(None),) * along + (slice(start, start + width),)] = fill
-    return (crop - np.float32(examples.input_mean)) / np.float32(examples.input_spread)
+    return (crop - np.float32(examples.input_mean)) / np.float32(examples.input_spread), span
 
 
 def fit(
@@ -220,6 +278,8 @@ def fit(
     recipe: Recipe,
     folder: Path,
     validation: Examples | None = None,
+    *,
+    start: Path | None = None,
 ) -> list[dict[str, float]]:
     """Train `model` in place and return its history; goes on from the checkpoint in `folder`, if there is one.
 
@@ -238,6 +298,8 @@ def fit(
     validation : Examples or None
         Tracks of other groups than the training part's, for early stopping and reductions of the learning rate; their crops are
         the same every epoch, without masks, gain or mixing.
+    start : Path or None
+        Folder of a finished training whose weights this one begins with: all of them where the graphs are alike, else the trunk.
 
     Raises
     ------
@@ -251,9 +313,16 @@ def fit(
     _claim(folder / "recipe.json", recipe, examples)
     examples = _z_scored(examples, heads)
     steps = -(-len(examples.arrays) * recipe.crops_per_track // recipe.batch_size)
+    losses = {name: _masked(head.loss) for name, head in heads.items()}
+    shares = {name: head.weight for name, head in heads.items()}
+    if examples.course is not None and recipe.hint_weight:
+        model = _with_hint(model, next(iter(heads)), examples.course.hints[0].shape[-1])
+        losses["hint"], shares["hint"] = _masked("mse"), recipe.hint_weight
+    if start is not None:
+        _begin_with(model, start)
     optimizer = _optimizer(recipe, steps)
     optimizer.build(model.trainable_variables)
-    model.compile(optimizer, {name: _masked(head.loss) for name, head in heads.items()})
+    model.compile(optimizer, losses, loss_weights=shares)
     held = (
         None if validation is None else draw_epoch(_z_scored(validation, heads), _without_augmentation(recipe), VALIDATION_EPOCH)
     )
@@ -264,7 +333,12 @@ def fit(
                 break
             if recipe.schedule != "cosine":
                 optimizer.learning_rate = learning_rate_of(history, recipe)
-            inputs, outputs, weights = draw_epoch(examples, recipe, epoch)
+            short = epoch < recipe.short_epochs
+            drawn_by = replace(recipe, crop_frames=recipe.short_frames) if short else recipe
+            inputs, outputs, weights = draw_epoch(examples, drawn_by, epoch)
+            for name, head in heads.items():
+                if head.loss == "bce":  # a share that follows its track's course stays a share
+                    outputs[name] = np.clip(outputs[name], 0, 1)
             logs = model.fit(
                 inputs,
                 outputs,
@@ -276,9 +350,11 @@ def fit(
             entry = {name: float(values[0]) for name, values in logs.items()}
             if held is not None:
                 crops, known, weights = held
-                measured = model.evaluate(
-                    crops, known, sample_weight={name: weights for name in known}, verbose=0, return_dict=True
-                )
+                given = {name: weights for name in known}
+                if "hint" in losses:  # tells nothing of the task: weight 0
+                    known = known | {"hint": np.zeros((len(crops), *model.output["hint"].shape[1:]), np.float32)}
+                    given = given | {"hint": np.zeros_like(weights)}
+                measured = model.evaluate(crops, known, sample_weight=given, verbose=0, return_dict=True)
                 entry |= {f"val_{name}": float(value) for name, value in measured.items()}
             if not np.isfinite(entry["loss"]):
                 raise ValueError(
@@ -294,7 +370,48 @@ def fit(
             for k, variable in enumerate(_variables(model)):
                 variable.assign(best[f"model{k}"])
     recalibrate(model, examples, recipe)
+    trunk = [_numpy(variable) for layer in _trunk(model) for variable in layer.variables]
+    _write_npz(folder / "trunk.npz", {f"trunk{k}": values for k, values in enumerate(trunk)})
     return history
+
+
+def _with_hint(model: Any, head: str, size: int) -> Any:
+    """Add an output `hint` on what the first head reads; the model's own outputs and weights stay its own."""
+    import keras
+
+    hint = keras.layers.Dense(size, name="hint", dtype="float32")(model.get_layer(head).input)
+    return keras.Model(model.input, {**{name: model.get_layer(name).output for name in model.output}, "hint": hint})
+
+
+def _trunk(model: Any) -> list[Any]:
+    """Layers that networks of one trunk have in common: convolutions, their normalisations, and the dense layer behind them."""
+    import keras
+
+    kinds = (keras.layers.Conv2D, keras.layers.BatchNormalization)
+    return [layer for layer in model.layers if isinstance(layer, kinds) or layer.name == "Dense1"]
+
+
+def _begin_with(model: Any, start: Path) -> None:
+    """Give a fresh model the weights of a finished training.
+
+    Raises
+    ------
+    ValueError
+        If neither the whole model nor its trunk has the shapes that were stored.
+    """
+    with np.load(start / "checkpoint.npz", allow_pickle=False) as stored:
+        whole = [stored[name] for name in (f"model{k}" for k in range(len(stored.files))) if name in stored.files]
+    with np.load(start / "trunk.npz", allow_pickle=False) as stored:
+        trunk = [stored[f"trunk{k}"] for k in range(len(stored.files))]
+    for variables, values in (
+        (_variables(model), whole),
+        ([variable for layer in _trunk(model) for variable in layer.variables], trunk),
+    ):
+        if [tuple(variable.shape) for variable in variables] == [value.shape for value in values]:
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+            return
+    raise ValueError(f"{start} holds the weights of another architecture")
 
 
 VALIDATION_EPOCH = 2**31  # number of the epoch that the validation crops are drawn as
@@ -307,7 +424,14 @@ def _z_scored(examples: Examples, heads: Mapping[str, Head]) -> Examples:
         else (examples.targets[name] - head.mean) / head.spread
         for name, head in heads.items()
     }
-    return replace(examples, targets=targets)
+    course = examples.course
+    if course is not None:
+        ratings = {
+            name: moves if (spread := heads[name].spread) is None else [move / spread for move in moves]
+            for name, moves in course.ratings.items()
+        }
+        course = replace(course, ratings=ratings)
+    return replace(examples, targets=targets, course=course)
 
 
 def _without_augmentation(recipe: Recipe) -> Recipe:

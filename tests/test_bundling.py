@@ -3,39 +3,8 @@ import pandas as pd
 import pytest
 
 from annotate import bundling
-from annotate.bundling import network_weight, stack
 from annotate.schema import known_tracks, title_key, was_in_training
 from models import bundle
-
-
-@pytest.fixture
-def predictions():
-    rng = np.random.default_rng(0)
-    plain, network = rng.normal(5, 1, (40, 3)), rng.normal(5, 1, (40, 3))
-    return plain, network, [f"artist {k % 8}" for k in range(40)]
-
-
-def test_the_weight_of_the_network_is_found(predictions):
-    plain, network, _ = predictions
-    assert network_weight(0.7 * plain + 0.3 * network, plain, network) == pytest.approx(0.3)
-    assert network_weight(plain, plain, network) == 0.0
-    assert network_weight(network, plain, network) == 1.0
-    assert network_weight(2 * plain - network, plain, network) == 0.0  # a negative weight is none
-    assert network_weight(plain, plain, plain) == 0.0
-
-
-def test_a_stacked_prediction_never_saw_the_ratings_of_its_artist(predictions):
-    plain, network, groups = predictions
-    rng = np.random.default_rng(1)
-    rated = 0.6 * plain + 0.4 * network + rng.normal(0, 0.3, plain.shape)
-    before, _ = stack(rated, plain, network, groups)
-    held = np.array(groups) == "artist 3"
-    changed = np.where(held[:, None], rated[rng.permutation(40)], rated)
-    after, _ = stack(changed, plain, network, groups)
-    spread = rated.std(axis=0) / changed.std(axis=0)
-    np.testing.assert_allclose(spread, 1, atol=0.2)
-    np.testing.assert_array_equal(before[held], after[held])
-    assert np.abs(before[~held] - after[~held]).max() > 1e-6
 
 
 def test_the_built_in_bundle_names_its_training_tracks():

@@ -220,3 +220,10 @@ def test_spectral_contrast_is_librosas_within_one_block():
     magnitude = np.abs(librosa.stft(signal, n_fft=spec.n_fft, hop_length=spec.hop_length))
     expected = librosa.feature.spectral_contrast(S=magnitude, sr=RATE, n_bands=spec.contrast_bands)
     np.testing.assert_allclose(frame_features(signal, spec)[0][:, rows].T, expected, atol=1e-3)
+
+
+def test_a_level_in_the_spec_makes_gain_irrelevant() -> None:
+    spec = replace(SPEC, rms=0.1)
+    signal = noise(2) + clicks(100, 2)
+    np.testing.assert_allclose(describe(signal * np.float32(0.25), spec), describe(signal, spec), rtol=1e-3, atol=1e-3)
+    assert np.abs(describe(signal * np.float32(0.25), SPEC) - describe(signal, SPEC)).max() > 10

@@ -12,13 +12,16 @@ from features.spectrogram import (
     MelMfccContrastSpec,
     MelSpec,
     StftSpec,
+    TaggerMelSpec,
     log_frequency_frames,
     log_frequency_windows,
     logarithmic_filterbank,
     mel_mfcc_contrast_windows,
     mel_windows,
     stft_windows,
+    tagger_mel_windows,
 )
+from features.windows import leveled
 
 Signal = np.ndarray
 
@@ -317,3 +320,20 @@ def test_contrast_is_high_for_a_tone_and_low_for_noise():
     (hiss,) = mel_mfcc_contrast_windows(noise(132_300), spec)
     octave = 148 + 2  # rows: below 200 Hz, 200-400 Hz, 400-800 Hz
     assert tone[octave].mean() > hiss[octave].mean() + 20
+
+
+def test_tagger_mel_is_that_of_the_whole_leveled_track() -> None:
+    spec = TaggerMelSpec()
+    signal = (0.02 * np.random.default_rng(0).standard_normal(2 * spec.window_length + 30_000)).astype(np.float32)
+    windows = list(tagger_mel_windows(signal, spec))
+    assert [window.shape for window in windows] == [(187, 96)] * 3  # the remainder is over half a window: padded
+    leveled = signal * np.float32(spec.rms / np.sqrt(np.mean(signal.astype(float) ** 2)))
+    padded = np.concatenate([leveled, np.zeros(3 * spec.window_length - len(signal), np.float32)])
+    power = librosa.feature.melspectrogram(y=padded, sr=16_000, n_fft=512, hop_length=256, n_mels=96)
+    np.testing.assert_allclose(np.concatenate(windows), np.log10(1 + 10_000 * power.T[: 3 * 187]), atol=1e-4)
+    louder = list(tagger_mel_windows(signal * np.float32(8), spec))
+    np.testing.assert_allclose(louder, windows, atol=1e-4)
+
+
+def test_silence_keeps_its_level() -> None:
+    assert not leveled(np.zeros(100, np.float32), 0.1).any()

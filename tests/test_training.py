@@ -395,12 +395,43 @@ def numbers(tracks: int) -> tuple[Any, Any]:
     return inputs, ratings.astype(np.float32)
 
 
+LAYOUT = (("descriptors", 12), ("notes", 8))
+SMALL = descriptors.DescriptorRecipe(components=6)
+
+
+def test_a_weight_moves_the_descriptor_model_towards_its_track() -> None:
+    inputs, ratings = numbers(40)
+    ratings[0] += 5
+    weights = np.ones(40, np.float32)
+    plain = descriptors.fit(inputs, ratings, LAYOUT, SMALL, weights=weights).predict(inputs[:1])
+    weights[0] = 20.0
+    heavy = descriptors.fit(inputs, ratings, LAYOUT, SMALL, weights=weights).predict(inputs[:1])
+    assert (np.abs(heavy - ratings[:1]) < np.abs(plain - ratings[:1])).all()
+
+
+def test_members_read_their_own_blocks_alone() -> None:
+    inputs, ratings = numbers(40)
+    recipe = descriptors.DescriptorRecipe(machines=(("notes",),), ridges=(), components=6)
+    model = descriptors.fit(inputs, ratings, LAYOUT, recipe)
+    expected = model.predict(inputs)
+    inputs[:, :12] = 0
+    np.testing.assert_array_equal(model.predict(inputs), expected)
+    with pytest.raises(ValueError, match="no block embedding, pooled; there are descriptors, notes"):
+        descriptors.fit(inputs, ratings, LAYOUT, descriptors.BEST)
+
+
 def test_the_descriptor_graph_is_the_descriptor_model() -> None:
     import onnxruntime
 
     inputs, ratings = numbers(80)
-    model = descriptors.fit(inputs[:60], ratings[:60], descriptors.DescriptorRecipe(trees=30, components=10))
+    weights = np.linspace(0.5, 1.5, 60).astype(np.float32)
+    model = descriptors.fit(inputs[:60], ratings[:60], LAYOUT, SMALL, weights=weights)
+    inputs[70, 3] = 1e6  # unlike anything in training: limited, not followed
+    inputs[71, 7] = 3.0  # a descriptor that never changed in training says nothing
     expected = model.predict(inputs)
+    assert abs(expected[70] - ratings.mean(axis=0)).max() < 6 * ratings.std()
+    inputs[71, 7] = 2.0
+    np.testing.assert_array_equal(model.predict(inputs)[71], expected[71])
     assert np.corrcoef(expected[60:, 0], ratings[60:, 0])[0, 1] > 0.8
     graph = onnxruntime.InferenceSession(descriptors.to_onnx(model), providers=["CPUExecutionProvider"])
     (found,) = graph.run(["ratings"], {"descriptors": inputs})
@@ -438,7 +469,7 @@ def uneven(inputs: Any, ratings: Any) -> tuple[Any, Any]:
 )
 def test_the_descriptor_model_refuses(spoil: Callable[[Any, Any], tuple[Any, Any]], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        descriptors.fit(*spoil(*numbers(10)))
+        descriptors.fit(*spoil(*numbers(10)), LAYOUT)
 
 
 def test_recalibrated_statistics_are_those_of_the_network_that_predicts() -> None:
