@@ -6,6 +6,7 @@
 # make trials BUNDLE=bundles/mine MUSIC=../shared/data/emotify    twins, robustness, failures into an unpublished bundle's card
 # make figures DATA=../shared/data [TABLE=emotify_v1.parquet]    README's heat map anew
 # make evaluation [DATA=../shared/data] [EVALUATIONS="eval/folds eval/unseen"]    docs/evaluation.md and README's table anew
+# make bench [DATA=../shared/data/emotify-mp3] [PARTS="run peers"]      cost and peers, docs/performance.md anew
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DATA ?=
@@ -16,7 +17,7 @@ export UV_PYTHON_DOWNLOADS := never
 
 # make docs      writes docs/commands.md and docs/columns.md anew from the code
 
-.PHONY: install demo test annotate docs lint bundle trials evaluation figures clean
+.PHONY: install demo test annotate docs lint bundle trials evaluation figures bench clean
 
 # uv lives in a venv of its own, so that the project's environment is exactly what the lock says
 $(UV):
@@ -81,6 +82,11 @@ evaluation: install
 .PHONY: faults
 faults: install
 	$(BIN)/python benchmarks/faults.py $(EXPERIMENTS)
+
+# the peers are installed beside the rest, and only here
+bench: install
+	$(UV) sync --frozen --inexact --extra bench --python $(PYTHON) --quiet
+	$(BIN)/python benchmarks/speed.py $(if $(DATA),--data "$(DATA)") $(if $(PARTS),--parts $(PARTS))
 
 clean:
 	rm -rf faults.work .venv .uv demo demo.parquet demo.parquet.run .pytest_cache .mypy_cache .ruff_cache

@@ -131,6 +131,15 @@ def test_a_norm_directly_behind_a_convolution_is_folded_into_it() -> None:
     assert export.run_graph(folded, seen)["rating"] == pytest.approx(export.run_graph(graph, seen)["rating"], abs=2e-5)
 
 
+def test_the_offset_that_crosses_the_padding_is_exact(plain: bytes) -> None:
+    folded = quantization.fold(plain, constant_channels=True)
+    seen = [np.full((ROWS, COLUMNS), level, np.float32) for level in (-1.0, 0.0, 1.0)]
+    derived = quantization.quantize(folded, quantization.calibrate(folded, seen), "largest", 0.0)
+    found = export.agreement(export.run_graph(derived, seen), export.run_graph(plain, seen), HEADS)
+    assert found[0].largest_share < 0.004
+    assert found[0].least_r > 0.99
+
+
 @pytest.mark.parametrize("clip", quantization.CLIPS)
 @pytest.mark.parametrize("balance", quantization.BALANCES)
 def test_int8_agrees_and_fits_any_cpu(plain: bytes, clip: str, balance: float) -> None:
