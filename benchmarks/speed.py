@@ -207,6 +207,7 @@ def documents(bench: Bench) -> Figures:
 def stages(bench: Bench) -> Figures:
     """CPU seconds of each stage in one thread of this process, start-up left out."""
     import numpy as np
+    from threadpoolctl import threadpool_limits
 
     from annotate.audio import decode
     from features.descriptors import describe
@@ -228,6 +229,7 @@ def stages(bench: Bench) -> Figures:
     descriptor_family = bundle.families["descriptors"]
     descriptor_spec = inference.spec_of(descriptor_family)
     minutes = 0.0
+    threadpool_limits(1)  # as in a worker: idle threads of the linear algebra would spin
     for number, path in enumerate((bench.files[0], *bench.files[:6])):
         if number == 1:
             spent.clear()  # the first round only warms
