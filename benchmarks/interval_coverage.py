@@ -32,7 +32,7 @@ def normal(rng: np.random.Generator, n: int, rho: float) -> tuple[np.ndarray, np
 def share(name: str, n: int, rho: float, held: list[bool]) -> str:
     coverage = np.mean(held)
     error = np.sqrt(coverage * (1 - coverage) / len(held))
-    return f"| {name} | {n} | {rho:.1f} | {len(held)} | {100 * coverage:.1f} % ± {100 * error:.1f} |"
+    return f"| {name} | {n} | {round(rho, 1) + 0.0:.1f} | {len(held)} | {100 * coverage:.1f} % ± {100 * error:.1f} |"
 
 
 def spearman_of_normal(rho: float) -> float:

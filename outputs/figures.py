@@ -166,6 +166,8 @@ def _heat(
 
 def _signed(value: float, digits: int) -> str:
     text = f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.removeprefix("-")
     if digits and abs(value) < 1:
         text = text.replace("0.", ".", 1)
     return text.replace("-", "−")

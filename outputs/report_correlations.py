@@ -216,6 +216,7 @@ def _correlations(found: pd.DataFrame, grouped: Mapping[str, list[Column]], how:
         name = block_name(block)
         n = f"{int(inside['n'].min())}" + (f" to {int(inside['n'].max())}" if inside["n"].nunique() > 1 else "")
         missing = int(inside["missing"].max())
+        gone = f"at most {missing} missing" if missing else "none missing"
         if not block.endswith(("_sd", "_label")):
             parts.append(Heading(name if name[:2].isupper() else name.capitalize()))
             for kind, words in (("pearson", "Pearson r"), ("partial_genre", "partial r given genre")):
@@ -231,9 +232,7 @@ def _correlations(found: pd.DataFrame, grouped: Mapping[str, list[Column]], how:
                     limit=1.0,
                 )
                 family = int(inside[f"{kind}_q"].notna().sum())
-                caption = (
-                    f"{words} of {name} with ratings; {MARK} over a family of {family} tests; n = {n}, at most {missing} missing."
-                )
+                caption = f"{words} of {name} with ratings; {MARK} over a family of {family} tests; n = {n}, {gone}."
                 stem = "correlations" if kind == "pearson" else "partial"
                 parts.append(Plot(f"{stem}_{block}{suffix}", caption[0].upper() + caption[1:], figure))
         parts.append(
