@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from outputs import figures
-from outputs.metrics import agreement, multilabel_scores
+from outputs.metrics import agreement, decision_scores, multilabel_scores
 from outputs.report import Heading, Part, Plot, Report, Section, Table, Text
 from outputs.report_corpus import with_players
 from outputs.statistics import MIN_TRACKS, label_of
@@ -86,7 +86,10 @@ def read_evaluation(folder: Path) -> Evaluation:
         histories: dict[str, dict[str, pd.DataFrame]] = {}
         for file in sorted((folder / "histories").glob("*.json")):
             family, _, fold = file.stem.partition(".")
-            histories.setdefault(family, {})[fold or "all tracks"] = pd.DataFrame(json.loads(file.read_text(encoding="utf-8")))
+            history = pd.DataFrame(json.loads(file.read_text(encoding="utf-8")))
+            if "epoch" not in history:
+                history["epoch"] = range(1, len(history) + 1)
+            histories.setdefault(family, {})[fold or "all tracks"] = history
         tables = {file.stem: pd.read_csv(file) for file in sorted((folder / "scores").glob("*.csv"))}
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{folder}: {str(error).splitlines()[0]}") from None
@@ -166,9 +169,11 @@ def _headline(evaluation: Evaluation) -> Iterator[Part]:
     table = pd.DataFrame(rows)
     numbers = [str(name) for name in table if name not in ("family", "target", "corpus")]
     table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce").astype(float)
+    about = evaluation.scores.get("about") or {}
+    said = "; ".join(f"{BASELINES[name]}: {text}" for name, text in about.items() if name in BASELINES)
     yield Text(
-        "Mean Pearson r of each output with human ratings, 95 % interval, beside plain baselines: the descriptor model on the "
-        "same folds, the mean rating of the track's group, a model trained on shuffled ratings; and the raters' own ceiling."
+        "Mean Pearson r of each output with human ratings, 95 % interval, beside plain baselines and the raters' ceiling."
+        + (f" {said[0].upper()}{said[1:]}." if said else "")
     )
     named = table.set_axis([_output_name(row) for row in table.itertuples()], axis=0)
     drawn = named[named["r"].notna()]
@@ -258,19 +263,22 @@ def _labels(evaluation: Evaluation) -> Iterator[Part]:
 
     held = evaluation.predictions
     held = held[held["threshold"].notna() & held["rated"].notna() & held["predicted"].notna()]
-    for family, inside in held.groupby("family", sort=False):
-        name = _plain(str(family))
+    several = {str(kind): part["corpus"].nunique() for kind, part in held.groupby("family")}
+    for (kind, corpus), inside in held.groupby(["family", "corpus"], sort=False):
+        family = f"{kind!s} on {corpus!s}" if several[str(kind)] > 1 else str(kind)
+        name = _plain(family.replace(" on ", "_"))
         score = inside.pivot_table(index="track", columns="target", values="predicted", sort=False).dropna()
-        rated = inside.pivot_table(index="track", columns="target", values="rated", sort=False).loc[score.index]
-        thresholds = inside.groupby("target", sort=False)["threshold"].first()[score.columns]
         if not len(score):
             continue
-        cuts = {target: _cut(rated[target], evaluation.tables.get("classification"), str(target)) for target in score.columns}
-        truth = pd.DataFrame({target: rated[target] >= cuts[target] for target in score.columns})
+        rated, limits = (
+            inside.pivot_table(index="track", columns="target", values=value, sort=False).loc[score.index, score.columns]
+            for value in ("rated", "threshold")
+        )
+        truth, rule = _truth(inside, rated, evaluation.tables.get("classification"))
         labels = [label_of(str(target)) for target in score.columns]
-        found = multilabel_scores(truth.to_numpy(), score.to_numpy(float), thresholds.to_numpy(float), labels=labels)
-        chosen = score.to_numpy(float) >= thresholds.to_numpy(float)
-        true = truth.to_numpy()
+        found = decision_scores(truth.to_numpy(), score.to_numpy(float), limits.to_numpy(float), labels)
+        chosen = score.to_numpy(float) >= limits.to_numpy(float)
+        true = truth.to_numpy(dtype=bool)
         confusion = pd.DataFrame(
             {
                 "both": (chosen & true).sum(0),
@@ -282,9 +290,8 @@ def _labels(evaluation: Evaluation) -> Iterator[Part]:
         )
         yield Heading(f"Labels of {family}")
         yield Text(
-            "A track has a label where its rating is at least "
-            + ", ".join(f"{cut:.2f} ({label})" for label, cut in zip(labels, cuts.values(), strict=True))
-            + "; a model gives it where its prediction reaches the label's threshold. Measured against ratings by people."
+            f"{rule} A model gives a label where its prediction reaches the label's threshold, chosen without a look at the "
+            "track's fold. Measured against ratings by people."
         )
         evaluable = found[found["f1"].notna()]
         if len(evaluable):
@@ -304,8 +311,7 @@ def _labels(evaluation: Evaluation) -> Iterator[Part]:
             colour_name="share of the label's tracks",
         )
         yield Plot(f"label_confusion_{name}", f"Confusion of each label of {family}, in tracks.", figure)
-        table = found.assign(threshold=thresholds.to_numpy(float), rated_from=list(cuts.values()))
-        yield Table(f"decisions_{name}", f"Decisions of {family}", pd.concat((table, confusion), axis=1))
+        yield Table(f"decisions_{name}", f"Decisions of {family}", pd.concat((found, confusion), axis=1).rename_axis("label"))
         roc, recall, calibration = {}, {}, {}
         for label, target in zip(labels, score.columns, strict=True):
             if truth[target].nunique() < 2:
@@ -369,6 +375,19 @@ def _labels(evaluation: Evaluation) -> Iterator[Part]:
         )
         yield Plot(f"sweep_{name}", f"What one threshold for all labels of {family} would give.", figure)
         yield Table(f"sweep_{name}", f"Threshold sweep of {family}", sweep, collapsed=True)
+
+
+def _truth(inside: pd.DataFrame, rated: pd.DataFrame, classification: pd.DataFrame | None) -> tuple[pd.DataFrame, str]:
+    """Which tracks have which label by their ratings, and by what rule: the evaluation's own where it wrote it."""
+    if "rated_label" in inside and inside["rated_label"].notna().all():
+        own = inside.pivot_table(index="track", columns="target", values="rated_label", sort=False)
+        return own.loc[
+            rated.index, rated.columns
+        ] >= 0.5, "Which tracks have a label by their ratings was decided by the evaluation."
+    cuts = {target: _cut(rated[target], classification, str(target)) for target in rated.columns}
+    listed = ", ".join(f"{cut:.2f} ({label_of(str(target))})" for target, cut in cuts.items())
+    truth = pd.DataFrame({target: rated[target] >= cuts[target] for target in rated.columns})
+    return truth, f"A track has a label where its rating is at least {listed}."
 
 
 def _cut(rated: pd.Series[float], classification: pd.DataFrame | None, target: str) -> float:
@@ -435,6 +454,11 @@ def _genres(evaluation: Evaluation) -> Iterator[Part]:
         yield Text(
             f"{family}: accuracy {float(genre['accuracy']):.2f}; the true genre is among the three most probable for "
             f"{float(genre['top3']):.2f} of {int(confusion.to_numpy().sum())} tracks; {len(labels)} genres."
+            + (
+                f" Baseline accuracy: {float(genre['baseline_accuracy']):.2f}."
+                if genre.get("baseline_accuracy") is not None
+                else ""
+            )
         )
         figure = figures.count_map(
             confusion,
