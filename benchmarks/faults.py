@@ -591,7 +591,7 @@ def document(results: dict[str, Any]) -> str:
         "# Reliability",
         "",
         "Written by `make faults` (`benchmarks/faults.py`) from `benchmarks/faults.json`; every figure was measured by the",
-        "experiment above it, on audio that it makes itself, with the installed command. `make test` runs a short form of it.",
+        "experiment above it, on audio that it makes itself, with the installed command.",
         "An experiment that finds a difference, a traceback or another exit status stops with an error and leaves no figures.",
         "",
     ]
