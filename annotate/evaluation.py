@@ -386,7 +386,7 @@ def _baseline(rated: Rated, known: NDArray[np.float64], part: Part, options: Eva
     if not len(train) or not usable.any():
         return found
     usable &= np.ptp(np.nan_to_num(known[train]), axis=0) > 0
-    learned = known[train][:, usable].astype(np.float32)
+    learned = np.ascontiguousarray(known[train][:, usable], np.float32)
     if not usable.any():
         return found
     recipe = options.recipes.get("descriptors") or descriptors.PLAIN
