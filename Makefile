@@ -17,7 +17,7 @@ export UV_PYTHON_DOWNLOADS := never
 
 # make docs      writes docs/commands.md and docs/columns.md anew from the code
 
-.PHONY: install demo test annotate docs lint bundle trials evaluation figures bench clean
+.PHONY: install demo test annotate docs lint bundle trials evaluation figures bench scale clean
 
 # uv lives in a venv of its own, so that the project's environment is exactly what the lock says
 $(UV):
@@ -87,6 +87,9 @@ faults: install
 bench: install
 	$(UV) sync --frozen --inexact --extra bench --python $(PYTHON) --quiet
 	$(BIN)/python benchmarks/speed.py $(if $(DATA),--data "$(DATA)") $(if $(PARTS),--parts $(PARTS))
+
+scale: install
+	$(BIN)/python benchmarks/scale.py
 
 clean:
 	rm -rf faults.work .venv .uv demo demo.parquet demo.parquet.run .pytest_cache .mypy_cache .ruff_cache

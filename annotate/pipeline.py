@@ -10,13 +10,16 @@ was killed goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import logging
 import os
 import platform
+import queue
 import shlex
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -24,7 +27,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from annotate import forecast
 from annotate.corpora import Corpus, Track, path_of
@@ -34,7 +37,7 @@ from annotate.schema import columns_for, known_tracks, was_in_training, window_c
 from annotate.shards import Shard, ShardNote, note_as_json, note_of, own_tracks
 from annotate.store import Part, RunFolder, default_cache_folder
 from annotate.targets import Target
-from annotate.worker import Job, Prepared, decoder_version, fail, finish, midi_path, prepare_windows, process
+from annotate.worker import Done, Job, Prepared, decoder_version, fail, finish, midi_path, prepare_windows, process
 from models import inference
 from models.bundle import FAMILIES, Bundle
 from models.bundle import load as load_bundle
@@ -45,7 +48,8 @@ log = logging.getLogger("annotate")
 CHUNK_TRACKS = 4  # tracks that a worker takes at a time
 CHUNK_BYTES = 24 * 2**20  # and how many bytes of audio files, unless one file alone is larger
 CACHE_BYTES = 4 * 2**30
-GPU_BATCH = 16  # windows, where the main process runs the networks
+KERAS_BATCH = 16  # windows, where the main process runs the networks in float32
+QUEUED_TRACKS = 8  # that wait for the networks there, for each worker
 
 
 class RunError(Exception):
@@ -127,7 +131,7 @@ def run(options: RunOptions) -> RunResult:
         corpus = own_tracks(corpus, shard)
         log.info("shard %s: %d of %d tracks", shard, len(corpus.tracks), len(whole.tracks))
     device = choose_device(options)
-    fingerprint = fingerprint_of(bundle, families, exact=options.exact or device != "cpu")
+    fingerprint = fingerprint_of(bundle, families, engine_of(options, device))
     if options.dry_run:
         before = RunFolder(out.with_name(f"{out.name}.run"))
         if before.folder.exists() and not options.restart and before.fingerprint() != fingerprint:
@@ -204,30 +208,45 @@ def targets_of(options: RunOptions) -> tuple[Target, ...]:
     return (out, Target(options.windows, options.windows_is_folder or options.windows.is_dir(), "--windows"))
 
 
-def fingerprint_of(bundle: Bundle, families: Sequence[str], *, exact: bool) -> dict[str, Any]:
+def fingerprint_of(bundle: Bundle, families: Sequence[str], engine: str) -> dict[str, Any]:
     """Everything that changes results."""
     return {
         "schema_version": SCHEMA_VERSION,
         "bundle": {"name": bundle.name, "version": bundle.version, "digest": bundle.digest},
         "families": ", ".join(families),  # what they are, the bundle's digest says
-        "engine": "keras float32" if exact else "onnx",
+        "engine": engine,
         "decoder": decoder_version(),
     }
 
 
 def choose_device(options: RunOptions) -> str:
-    """`cpu` or `gpu`, as asked for or, by `auto`, as TensorFlow finds it."""
+    """`cpu` or `gpu`, as asked for or, by `auto`, as TensorFlow finds it; the log says which and why."""
     if options.scheduler is not None and options.device == "auto":
-        return "cpu"  # the workers' CPUs
-    if options.device == "cpu" or not (options.device == "gpu" or Path("/proc/driver/nvidia").exists()):
+        log.info("device: CPUs of the cluster's workers")
+        return "cpu"
+    if options.device == "cpu":
+        return "cpu"
+    if options.device == "auto" and not Path("/proc/driver/nvidia").exists():
+        log.info("device: cpu (auto: this machine has no NVIDIA driver)")
         return "cpu"
     import tensorflow
 
-    if tensorflow.config.list_physical_devices("GPU"):
+    found = tensorflow.config.list_physical_devices("GPU")
+    if found:
+        name = tensorflow.config.experimental.get_device_details(found[0]).get("device_name", found[0].name)
+        log.info("device: gpu, %s", name)
         return "gpu"
     if options.device == "gpu":
         raise RunError("--device gpu: TensorFlow sees no GPU; install the extra 'gpu' and a driver, or use --device cpu")
+    log.info("device: cpu (auto: there is an NVIDIA driver, but TensorFlow sees no GPU; the extra 'gpu' installs what it needs)")
     return "cpu"
+
+
+def engine_of(options: RunOptions, device: str) -> str:
+    """What computes the networks, as the fingerprint and the provenance name it."""
+    if options.exact:
+        return "keras float32"
+    return "onnx" if device == "cpu" else "keras mixed float16"
 
 
 def pending_tracks(corpus: Corpus, folder: RunFolder, families: Sequence[str], options: RunOptions) -> list[Track]:
@@ -345,13 +364,20 @@ def jobs_of(options: RunOptions) -> int:
     return options.jobs or len(os.sched_getaffinity(0))
 
 
+class Steps(Protocol):
+    """Whoever hears of a track that is done."""
+
+    def step(self, one: Done) -> str:
+        """Take one track, and say which it was."""
+
+
 def work_in_workers(
     function: Callable[[list[Track], Job], list[Any]],
     pending: Sequence[Track],
     job: Job,
     jobs: int,
     take: Callable[[Any], str],
-    progress: Progress,
+    progress: Steps,
 ) -> None:
     """Give chunks of tracks to worker processes until each has a result or is a failed row.
 
@@ -447,29 +473,91 @@ def parallel(function: Callable[..., Any], plan: Sequence[Any], job: Job, jobs: 
 
 
 def work_in_main(pending: Sequence[Track], bundle: Bundle, job: Job, options: RunOptions, progress: Progress) -> None:
-    """Let workers decode and extract, and run the Keras networks here, a group of tracks at a time in full batches."""
-    predict = {
-        family: inference.keras_predict(bundle, family) for family in job.families if bundle.families[family].weights is not None
-    }
+    """Let workers decode and extract, and run the Keras networks here, while they work, in full batches.
+
+    The workers' tracks wait in a bounded queue: they stop when it is full, and the networks when it is empty.
+    """
+    networks = [family for family in job.families if bundle.families[family].weights is not None]
+    sizes: dict[str, int] = {}
+    if options.exact:
+        predict = {family: inference.keras_predict(bundle, family) for family in networks}
+    else:
+        from models.accelerator import find_accelerator, predictors
+
+        predict, sizes, chosen = predictors(bundle, networks, find_accelerator())
+        for line in chosen:
+            log.info("%s", line)
     jobs = jobs_of(options)
-    plan = list(chunks(pending))
-    for first in range(0, len(plan), jobs):  # bounds the windows that are held at a time
-        group: list[Prepared] = []
+    ready: queue.Queue[Prepared | Done | BaseException | None] = queue.Queue(QUEUED_TRACKS * jobs)
+    ended = threading.Event()
 
-        def take(one: Prepared, group: list[Prepared] = group) -> str:
-            group.append(one)
-            return one.track.track
+    def put(item: Prepared | Done | BaseException | None) -> str:
+        while not ended.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.5)
+                break
+        return item.track.track if isinstance(item, Prepared) else ""
 
-        some = [track for chunk in plan[first : first + jobs] for track in chunk]
-        work_in_workers(prepare_windows, some, job, jobs, take, progress)
-        started = time.monotonic()
-        outputs = {}
-        for family in inference.spectrogram_families(bundle, job.families):
-            windows = ((number, window) for number, one in enumerate(group) for window in one.windows.get(family, ()))
-            outputs[family] = inference.infer(predict[family], windows, options.batch_size or GPU_BATCH)
-        shared = (time.monotonic() - started) / max(len(group), 1)
-        for number, one in enumerate(group):
-            progress.step(finish(one, number, outputs, predict, bundle, job, shared))
+    class Failures:
+        """Takes the rows of tracks that killed their workers into the queue, too."""
+
+        def step(self, one: Done) -> str:
+            return put(one)
+
+    def feed() -> None:
+        try:
+            plan = list(chunks(pending))
+            for first in range(0, len(plan), 2 * jobs):  # joblib holds what is finished until it is taken: a group at most
+                some = [track for chunk in plan[first : first + 2 * jobs] for track in chunk]
+                work_in_workers(prepare_windows, some, job, jobs, put, Failures())
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    feeder = threading.Thread(target=feed, daemon=True)
+    feeder.start()
+    try:
+        more = True
+        while more:
+            taken = [ready.get()]
+            while len(taken) < QUEUED_TRACKS * jobs:
+                try:
+                    taken.append(ready.get_nowait())
+                except queue.Empty:
+                    break
+            group: list[Prepared] = []
+            for item in taken:
+                if isinstance(item, BaseException):
+                    raise item
+                more = more and item is not None
+                if isinstance(item, Done):
+                    progress.step(item)
+                elif item is not None:
+                    group.append(item)
+            infer_here(group, predict, sizes, bundle, job, options, progress)
+    finally:
+        ended.set()
+    feeder.join()
+
+
+def infer_here(
+    group: Sequence[Prepared],
+    predict: Mapping[str, inference.Predict],
+    sizes: Mapping[str, int],
+    bundle: Bundle,
+    job: Job,
+    options: RunOptions,
+    progress: Progress,
+) -> None:
+    """Run the networks on a few prepared tracks in full batches, and write their parts."""
+    started = time.monotonic()
+    outputs = {}
+    for family in inference.spectrogram_families(bundle, job.families):
+        windows = ((number, window) for number, one in enumerate(group) for window in one.windows.get(family, ()))
+        outputs[family] = inference.infer(predict[family], windows, options.batch_size or sizes.get(family, KERAS_BATCH))
+    shared = (time.monotonic() - started) / max(len(group), 1)
+    for number, one in enumerate(group):
+        progress.step(finish(one, number, outputs, predict, bundle, job, shared))
 
 
 def rows_of(
@@ -599,7 +687,7 @@ def provenance_of(bundle: Bundle, families: Sequence[str], corpus: Corpus, devic
         },
         "python": platform.python_version(),
         "device": device,
-        "engine": "keras float32" if options.exact or device == "gpu" else "onnx",
+        "engine": engine_of(options, device),
         "corpus": {
             "name": corpus.name,
             "root": ", ".join(options.audio) if is_url(options.audio[0]) else str(corpus.root),
