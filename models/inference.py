@@ -88,7 +88,7 @@ def required(families: Iterable[str], bundle: Bundle) -> tuple[str, ...]:
         if family not in bundle.families:
             held = ", ".join(name for name in FAMILIES if name in bundle.families)
             raise UnknownNameError(f"bundle {bundle.name!r} has no family {family!r}; it has {held}")
-        base = BUILT_ON.get(family)
+        base = None if "components" in bundle.families[family].details else BUILT_ON.get(family)
         if base is not None and base not in bundle.families:
             raise BundleError(f"bundle {bundle.name!r}: {family} reads {base}, which the bundle does not hold")
         wanted |= {name for name in REQUIRES.get(family, ()) if name in bundle.families}
