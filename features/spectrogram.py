@@ -234,12 +234,13 @@ def _tagger_filterbank(spec: TaggerMelSpec) -> Array:
 def tagger_mel_windows(signal: Signal, spec: TaggerMelSpec) -> Iterator[Array]:
     """Yield the log-mel of each window, shape (frame, band) = (187, 96): ``log10(1 + 10000 · M |X|²)``.
 
-    Frames are those of the whole track: a window's first and last frames reach into its neighbours.
+    Frames are those of the whole track: a window's first and last frames reach into its neighbours. A remainder is dropped,
+    however long, unless it is the only window: half a window of silence would say more than the music in the other half.
     """
     check_signal(signal)
     level = leveled(signal, spec.rms)
     reach = (spec.n_frames - 1) * spec.hop_length + spec.n_fft
-    for index in range(plan_windows(len(signal), spec.window_length).count):
+    for index in range(max(len(signal) // spec.window_length, 1)):
         stretch = cut(level, index * spec.window_length - spec.n_fft // 2, reach)
         spectrum = librosa.stft(stretch, n_fft=spec.n_fft, hop_length=spec.hop_length, center=False)
         power = _tagger_filterbank(spec) @ (spectrum.real**2 + spectrum.imag**2)
