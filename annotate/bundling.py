@@ -28,7 +28,7 @@ from annotate.card import card
 from annotate.schema import title_key
 from annotate.training import Rated, values_of
 from models import bundle as bundles
-from models import export, tagger
+from models import export, inference, tagger
 from models.inference import FRONT_END_OF as FRONT_END
 from models.labels import FILM, GEMS, GENRES, MIDLEVEL
 
@@ -490,19 +490,20 @@ def _best_entry(rated: Rated, work: Path, folder: Path, reference: dict[str, Arr
     bundles.save_network(network, folder / "best.keras", tagger.build)
     network.set_weights([np.asarray(weight, np.float16).astype(np.float32) for weight in network.get_weights()])
     rows = _spread_rows(rated, "best")
-    windows = [window for track in training.network_windows(rated, "best", rows) for window in track]
-    picked = np.random.default_rng(0).permutation(len(windows))
-    checked = [windows[k] for k in picked[:AGREEMENT_WINDOWS]]
-    derived = export.half_weights(export.float_graph(network))
+    tracks = training.network_windows(rated, "best", rows)
+    random = np.random.default_rng(0)
+    calibration = [track[random.integers(len(track))] for track in tracks[::2] for _ in range(2)][:CALIBRATION_WINDOWS]
+    described = training.rating_inputs(rated, "descriptors")[rows[1::2]]
+
+    def rate(number: int, outputs: dict[str, Array]) -> dict[str, Array]:
+        numbers = inference.best_numbers(described[number], outputs)[None].astype(np.float32)
+        return {target: bundles.run_engine(folder / name, numbers)["ratings"][0] for target, name in entry["engines"].items()}
+
+    ranges = {target: RATINGS[target][3] - RATINGS[target][2] for target in entry["engines"]}
+    derived, record = export.tagger_engine(network, calibration, tracks[1::2], rate, ranges)
     (folder / "best.onnx").write_bytes(derived)
-    expected = export.run_network(network, checked)
-    found = export.run_graph(derived, checked)
-    record = {
-        "kind": "float32 (float16 weights)",
-        "largest_difference": {head: float(np.abs(found[head] - values).max()) for head, values in expected.items()},
-    }
     reference["best/numbers"] = reference.pop("best/input")
-    reference["best/input"] = np.stack(checked[:REFERENCE_WINDOWS])[..., None].astype(np.float32)
+    reference["best/input"] = np.stack(calibration[:REFERENCE_WINDOWS])[..., None].astype(np.float32)
     for head, values in network.predict_on_batch(reference["best/input"]).items():
         reference[f"best/keras/{head}"] = np.asarray(values)
     for head, values in bundles.run_engine(folder / "best.onnx", reference["best/input"]).items():

@@ -1,11 +1,12 @@
-"""Notes from audio: Basic Pitch (Bittner et al. 2022), run from the package's own ONNX model.
+"""Notes from audio: Basic Pitch (Bittner et al. 2022), run with the weights of the package's own ONNX model.
 
 Conventions
 -----------
 Signals are mono, 22 050 Hz. Posteriors are ``(frame, pitch)`` float32 in 0-1, pitch bin 0 = MIDI 21 (A0,
 27.5 Hz), bin 87 = MIDI 108. Times are seconds from the start of the signal. The notes equal those of
-``basic_pitch.inference.predict`` with the same settings, bit for bit; pitch bends are left out. TensorFlow, which
-``import basic_pitch`` would load, is never imported.
+``basic_pitch.inference.predict`` with the same settings (amplitudes but for rounding: the network is run as
+features.note_network writes it anew); pitch bends are left out. TensorFlow, which ``import basic_pitch`` would load, is
+never imported.
 
 Sources: R. M. Bittner, J. J. Bosch, D. Rubinstein, G. Meseguer-Brocal, S. Ewert, "A lightweight instrument-agnostic
 model for polyphonic note transcription and multipitch estimation", ICASSP 2022; basic-pitch 0.4.0, ``inference.py``
@@ -202,14 +203,12 @@ def note_posteriors(
     margin = OVERLAP_FRAMES // 2
     # The package also runs windows whose frames it then cuts off: range() leaves them out.
     for index, first_frame in enumerate(range(0, n_frames, KEPT_FRAMES)):
-        window = np.zeros((1, WINDOW_LENGTH, 1), dtype=np.float32)
+        window = np.zeros((1, WINDOW_LENGTH), dtype=np.float32)
         start = index * WINDOW_HOP - LEADING_ZEROS
         piece = signal[max(start, 0) : start + WINDOW_LENGTH]
         at = max(-start, 0)
-        window[0, at : at + len(piece), 0] = piece
-        note, onset = session.run(
-            ["StatefulPartitionedCall:1", "StatefulPartitionedCall:2"], {"serving_default_input_2:0": window}
-        )
+        window[0, at : at + len(piece)] = piece
+        note, onset = session.run(["note", "onset"], {"audio": window})
         kept = min(KEPT_FRAMES, n_frames - first_frame)
         frames[first_frame : first_frame + kept] = note[0, margin : margin + kept]
         onsets[first_frame : first_frame + kept] = onset[0, margin : margin + kept]
@@ -343,15 +342,28 @@ def _check_posteriors(frames: NDArray[np.float32], onsets: NDArray[np.float32]) 
 def _session(threads: int) -> Any:
     import onnxruntime
 
+    from features import note_network
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    graph = note_network.build(published_network())
+    return onnxruntime.InferenceSession(graph, sess_options=options, providers=["CPUExecutionProvider"])
+
+
+def published_network() -> Path:
+    """The ONNX file that the package `basic_pitch` brings.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If the package is not installed.
+    """
     # find_spec does not run the package, whose __init__ imports TensorFlow.
     package = importlib.util.find_spec("basic_pitch")
     if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError("basic_pitch is not installed: its folder holds the ONNX model")
-    model = Path(package.submodule_search_locations[0]) / "saved_models" / "icassp_2022" / "nmp.onnx"
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(model), sess_options=options, providers=["CPUExecutionProvider"])
+    return Path(package.submodule_search_locations[0]) / "saved_models" / "icassp_2022" / "nmp.onnx"
 
 
 def _within_frequencies(

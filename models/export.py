@@ -262,3 +262,62 @@ def sequence_graph(network: Any) -> bytes:
     checker.check_model(model)
     serialized: bytes = model.SerializeToString()
     return serialized
+
+
+def tagger_engine(
+    network: Any,
+    calibration: Sequence[Array],
+    tracks: Sequence[Sequence[Array]],
+    rate: Callable[[int, dict[str, Array]], dict[str, Array]],
+    ranges: dict[str, float],
+    *,
+    say: Callable[[str], None] = print,
+) -> tuple[bytes, dict[str, Any]]:
+    """Derive the graph of the tagging network that a CPU runs: its front end in int8 where the ratings made of it stay the same.
+
+    Parameters
+    ----------
+    network : keras.Model
+        The tagging network, in float32.
+    calibration : sequence of numpy.ndarray
+        Windows of real music (187, 96).
+    tracks : sequence of sequences of numpy.ndarray
+        The windows of other tracks, on whose ratings the graph is judged.
+    rate : Callable
+        Maps the number of a track and the network's outputs for its windows to ratings, target -> (label,).
+    ranges : dict
+        Range of the labels of each target, in the units of its ratings.
+    say : Callable
+        Takes a line for each graph that was tried.
+
+    Returns
+    -------
+    bytes, dict
+        The ONNX file; `kind`, the agreement of the ratings `measured` for int8, and the `largest_difference` of each output
+        between float32 in Keras and in ONNX.
+    """
+    plain = quantization.fold(float_graph(network), constant_channels=False)
+    shown = list(calibration[:TRIAL_WINDOWS])
+    in_keras, in_onnx = run_network(network, shown), run_graph(plain, shown)
+    differences = {head: float(np.abs(in_onnx[head] - values).max()) for head, values in in_keras.items()}
+
+    def ratings(graph: bytes) -> dict[str, Array]:
+        windows = [window for track in tracks for window in track]
+        outputs = run_graph(graph, windows)
+        ends = np.cumsum([len(track) for track in tracks])[:-1]
+        parts = {head: np.split(values, ends) for head, values in outputs.items()}
+        rows = [rate(number, {head: values[number] for head, values in parts.items()}) for number in range(len(tracks))]
+        return {target: np.stack([row[target] for row in rows]) for target in ranges}
+
+    moved = quantization.pool_first(plain)
+    derived = quantization.quantize_front(moved, calibration)
+    found = agreement(ratings(derived), ratings(plain), ranges)
+    say(f"best: int8 front end, ratings of {len(tracks)} other tracks: {_text(found)}")
+    good = all(one.good for one in found)
+    record = {
+        "kind": "int8 front end" if good else "float32 (float16 weights)",
+        "measured": {"int8 front end": [asdict(one) | {"good": one.good} for one in found]},
+        "judged_by": f"ratings of {len(tracks)} tracks, against float32",
+        "largest_difference": differences,
+    }
+    return half_weights(derived if good else moved), record

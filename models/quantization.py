@@ -401,3 +401,129 @@ def correct_bias(graph: bytes, exact: bytes, windows: Sequence[Array]) -> bytes:
         node.input[1] = f"{tensor}/corrected"
         return parts.serialize()
     return graph
+
+
+def pool_first(graph: bytes) -> bytes:
+    """Move what stands between a convolution and its MaxPool over a whole axis behind the pool; the results stay the same.
+
+    Relu and a batch norm's Mul and Add, channel by channel, give the same on the largest value as the largest of what they give;
+    where the factor is negative, on the smallest: there the convolution's sign is turned before and after.
+    """
+    from onnx import helper
+
+    parts = Graph(graph)
+    for convolution in parts.of_type("Conv"):
+        relu = parts.only_user(convolution.output[0], "Relu")
+        found = parts.affine(relu.output[0]) if relu is not None else None
+        if relu is None or found is None:
+            continue
+        multiply, add, factor, offset = found
+        pool = parts.only_user(add.output[0], "MaxPool")
+        if pool is None:
+            continue
+        sign = np.where(factor < 0, -1, 1).astype(np.float32)
+        kernel, bias = parts.weights(convolution)
+        parts.set_weights(convolution, kernel * sign[:, None, None, None], bias * sign)
+        name = pool.output[0]
+        shape = (1, -1, 1, 1)
+        parts.constants |= {
+            f"{name}/sign": sign.reshape(shape),
+            f"{name}/factor": factor.reshape(shape),
+            f"{name}/offset": offset.reshape(shape),
+        }
+        pool.input[0], pool.output[0] = convolution.output[0], f"{name}/largest"
+        behind = [
+            helper.make_node("Mul", [f"{name}/largest", f"{name}/sign"], [f"{name}/signed"]),
+            helper.make_node("Relu", [f"{name}/signed"], [f"{name}/rectified"]),
+            helper.make_node("Mul", [f"{name}/rectified", f"{name}/factor"], [f"{name}/scaled"]),
+            helper.make_node("Add", [f"{name}/scaled", f"{name}/offset"], [name]),
+        ]
+        kept = [node for node in parts.nodes if node not in (relu, multiply, add)]
+        place = kept.index(pool) + 1
+        parts.nodes = [*kept[:place], *behind, *kept[place:]]
+    return parts.serialize()
+
+
+def quantize_front(graph: bytes, windows: Sequence[Array]) -> bytes:
+    """Quantise the convolutions of one channel behind which a MaxPool stands (`pool_first`); QDQ, per channel.
+
+    Those over time alone stay in float32: their 8-bit form is slower, for want of a width to gather their input along.
+    Each channel is divided by the largest value that its pool gave on `windows`, so that one scale serves them all; the Mul
+    behind multiplies it again.
+    """
+    from onnx import helper
+
+    parts = Graph(graph)
+    chosen = [
+        (convolution, pool)
+        for convolution in parts.of_type("Conv")
+        if parts.weights(convolution)[0].shape[1] == 1 < parts.weights(convolution)[0].shape[3]
+        and (pool := parts.only_user(convolution.output[0], "MaxPool")) is not None
+    ]
+    entries = {convolution.input[0] for convolution, _ in chosen}
+    names = [*entries, *(pool.output[0] for _, pool in chosen)]
+    lowest: dict[str, Array] = {}
+    highest: dict[str, Array] = {}
+    for values in run(graph, windows, names):
+        for name in names:
+            channels = values[name][0].reshape(values[name].shape[1], -1)
+            low, high = channels.min(axis=1), channels.max(axis=1)
+            lowest[name] = np.minimum(lowest.get(name, low), low)
+            highest[name] = np.maximum(highest.get(name, high), high)
+    doubled: dict[str, str] = {}
+    behind: dict[str, list[Any]] = {}
+
+    def twice(tensor: str, scale: np.float32, zero: int) -> None:
+        parts.constants |= {f"{tensor}/scale": np.array(scale, np.float32), f"{tensor}/zero": np.array(zero, np.uint8)}
+        constants = [f"{tensor}/scale", f"{tensor}/zero"]
+        doubled[tensor] = f"{tensor}/again"
+        behind[tensor] = [
+            helper.make_node("QuantizeLinear", [tensor, *constants], [f"{tensor}/8bit"]),
+            helper.make_node("DequantizeLinear", [f"{tensor}/8bit", *constants], [doubled[tensor]]),
+        ]
+
+    scales: dict[str, np.float32] = {}
+    for entry in sorted(entries):
+        low, high = min(float(lowest[entry].min()), 0.0), max(float(highest[entry].max()), 0.0)
+        scales[entry] = np.float32(max(high - low, 1e-6) / 255)
+        twice(entry, scales[entry], round(-low / float(scales[entry])))
+    before: list[Any] = []
+    for convolution, pool in chosen:
+        pooled, output, entry = pool.output[0], convolution.output[0], convolution.input[0]
+        sign = parts.users(pooled)[0]  # the Mul of pool_first
+        low, high = lowest[pooled], highest[pooled]
+        signs = parts.constants[sign.input[1]].ravel()
+        # behind the sign stands a Relu: below 0, or above it where the sign is turned, nothing matters
+        reach: Array = np.maximum(np.where(signs > 0, high, -low), 1e-6).astype(np.float32)
+        parts.constants[f"{output}/sign"] = parts.constants[sign.input[1]] * reach.reshape(1, -1, 1, 1)
+        sign.input[1] = f"{output}/sign"
+        kernel, bias = parts.weights(convolution)
+        kernel, bias = kernel / reach[:, None, None, None], bias / reach
+        negative = bool((signs < 0).any())
+        for tensor in (output, pooled):
+            twice(tensor, np.float32((2 if negative else 1) / 255), 128 if negative else 0)
+        step = np.maximum(np.abs(kernel).max(axis=(1, 2, 3)) / LARGEST_WEIGHT, 1e-12).astype(np.float32)
+        step = np.maximum(step, np.abs(bias) / (scales[entry] * 2.0**28)).astype(np.float32)  # the bias must fit 32 bits
+        whole = np.clip(np.round(kernel / step[:, None, None, None]), -LARGEST_WEIGHT, LARGEST_WEIGHT)
+        bias_step = step * scales[entry]
+        for part, values, width, kind in (
+            ("kernel", whole, step, np.int8),
+            ("bias", np.round(bias.astype(np.float64) / bias_step), bias_step, np.int32),
+        ):
+            own = [f"{output}/{part}/{name}" for name in ("whole", "step", "zero")]
+            parts.constants |= dict(
+                zip(own, (values.astype(kind), width.astype(np.float32), np.zeros(len(width), kind)), strict=True)
+            )
+            before.append(helper.make_node("DequantizeLinear", own, [f"{output}/{part}/float"], axis=0))
+        del convolution.input[:]
+        convolution.input.extend([doubled[entry], f"{output}/kernel/float", f"{output}/bias/float"])
+    nodes = before
+    for node in parts.nodes:
+        for place, tensor in enumerate(node.input):
+            if tensor in doubled and tensor not in entries:  # the entry's other readers keep its float32
+                node.input[place] = doubled[tensor]
+        nodes.append(node)
+        for tensor in node.output:
+            nodes += behind.get(tensor, [])
+    parts.nodes = nodes
+    return parts.serialize()

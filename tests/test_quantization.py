@@ -232,3 +232,52 @@ def test_no_engine_where_nothing_agrees(small_family: str, monkeypatch: pytest.M
     monkeypatch.setattr(export, "MIN_R", 1.1)
     with pytest.raises(ValueError, match="small: no derived graph agrees with the Keras model"):
         export.engine(None, small_family, windows(5, 1), windows(5, 2), say=lambda line: None)
+
+
+def front_of(sign: float) -> bytes:
+    """Convolutions of one channel, wide and only over rows, each with Relu, batch norm and a MaxPool over the columns."""
+    random = np.random.default_rng(5)
+    constants: dict[str, Any] = {}
+    nodes = []
+    for name, kernel in (("wide", (6, 1, 5, 9)), ("narrow", (6, 1, 8, 1))):
+        width = COLUMNS - kernel[3] + 1
+        constants[f"{name}.w"] = random.standard_normal(kernel).astype(np.float32) * (kernel[2] * kernel[3]) ** -0.5
+        constants[f"{name}.b"] = random.standard_normal(6).astype(np.float32) * 0.3
+        constants[f"{name}.factor"] = (sign ** np.arange(6)).reshape(1, 6, 1, 1).astype(np.float32) * 1.5
+        constants[f"{name}.offset"] = random.standard_normal((1, 6, 1, 1)).astype(np.float32)
+        nodes += [
+            helper.make_node("Conv", ["entry", f"{name}.w", f"{name}.b"], [name], kernel_shape=list(kernel[2:])),
+            helper.make_node("Relu", [name], [f"{name}.relu"]),
+            helper.make_node("Mul", [f"{name}.relu", f"{name}.factor"], [f"{name}.scaled"]),
+            helper.make_node("Add", [f"{name}.scaled", f"{name}.offset"], [f"{name}.norm"]),
+            helper.make_node("MaxPool", [f"{name}.norm"], [f"{name}.pool"], kernel_shape=[1, width], strides=[1, width]),
+            helper.make_node("GlobalAveragePool", [f"{name}.pool"], [f"{name}.out"]),
+        ]
+    turn = helper.make_node("Transpose", ["spectrogram"], ["entry"], perm=[0, 3, 1, 2])
+    graph = helper.make_graph(
+        [turn, *nodes],
+        "front",
+        [helper.make_tensor_value_info("spectrogram", TensorProto.FLOAT, ["window", ROWS, COLUMNS, 1])],
+        [helper.make_tensor_value_info(f"{name}.out", TensorProto.FLOAT, ["window", 6, 1, 1]) for name in ("wide", "narrow")],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8).SerializeToString()
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_front_end_pools_first_and_is_quantised_where_it_is_wide(sign: float) -> None:
+    windows = list(np.random.default_rng(1).standard_normal((8, ROWS, COLUMNS)).astype(np.float32))
+    plain = front_of(sign)
+    moved = quantization.pool_first(plain)
+    expected = export.run_graph(plain, windows)
+    for head, values in export.run_graph(moved, windows).items():
+        np.testing.assert_allclose(values, expected[head], rtol=0, atol=1e-6)
+    users = quantization.Graph(moved)
+    assert all(users.only_user(one.output[0], "MaxPool") is not None for one in users.of_type("Conv"))
+    derived = quantization.quantize_front(moved, windows[:4])
+    whole = [value for value in quantization.Graph(derived).constants.values() if value.dtype == np.int8 and value.ndim == 4]
+    assert [value.shape for value in whole] == [(6, 1, 5, 9)]
+    assert np.abs(whole[0]).max() <= quantization.LARGEST_WEIGHT
+    found = export.run_graph(derived, windows[4:])
+    np.testing.assert_allclose(found["wide.out"], expected["wide.out"][4:], rtol=0, atol=0.05)
+    np.testing.assert_allclose(found["narrow.out"], expected["narrow.out"][4:], rtol=0, atol=1e-6)
