@@ -80,12 +80,7 @@ def recipes_of(families: tuple[str, ...], base: str, changes: dict[str, Any]) ->
             if field.name in changes and (family in families):
                 value = changes[field.name]
                 if typing.get_origin(hints[field.name]) is tuple:
-                    try:
-                        value = tuple(float(part) for part in str(value).split(","))
-                    except ValueError:
-                        raise click.UsageError(
-                            f"--{field.name.replace('_', '-')} {value!r} must be numbers with commas"
-                        ) from None
+                    value = _tuple_of(field.name, str(value), hints[field.name])
                 own[field.name] = value
                 used.add(field.name)
         try:
@@ -103,6 +98,20 @@ def recipes_of(families: tuple[str, ...], base: str, changes: dict[str, Any]) ->
     return recipes
 
 
+def _tuple_of(name: str, text: str, kind: Any) -> tuple[Any, ...]:
+    """Numbers with commas between them, or members with commas between them and their blocks joined by +."""
+    if typing.get_origin(typing.get_args(kind)[0]) is tuple:
+        return tuple(tuple(block.strip() for block in member.split("+")) for member in text.split(",") if member.strip())
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.UsageError(f"--{name.replace('_', '-')} {text!r} must be numbers with commas") from None
+
+
+def _tuple_text(value: tuple[Any, ...]) -> str:
+    return ",".join("+".join(part) if isinstance(part, tuple) else f"{part:g}" for part in value)
+
+
 def show_recipe(family: str, recipe: Any) -> str:
     """Print a recipe, a field a line, as its flags take it."""
     from models.networks import TASKS
@@ -112,9 +121,7 @@ def show_recipe(family: str, recipe: Any) -> str:
         if field.name == "jobs":
             continue
         value = getattr(recipe, field.name)
-        shown = (
-            ",".join(f"{part:g}" for part in value) if isinstance(value, tuple) else "whole windows" if value is None else value
-        )
+        shown = _tuple_text(value) if isinstance(value, tuple) else "whole windows" if value is None else value
         lines.append(f"  --{field.name.replace('_', '-'):24s} {shown}")
     return "\n".join(lines)
 

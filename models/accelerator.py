@@ -204,9 +204,8 @@ def gflop_per_window(network: Any) -> float:
             continue
         if len(layer.output.shape) == 4:
             places = float(np.prod(layer.output.shape[1:3]))
-        elif len(layer.input.shape) == 3:
-            places = float(layer.input.shape[1] or 1)  # steps
         else:
-            places = 1.0
+            first = layer.input[0] if isinstance(layer.input, list | tuple) else layer.input  # beside it, a mask
+            places = float(first.shape[1] or 1) if len(first.shape) == 3 else 1.0  # steps
         operations += 2.0 * places * sum(float(np.prod(kernel.shape)) for kernel in kernels)
     return operations / 1e9

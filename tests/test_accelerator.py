@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models import accelerator
-from models.bundle import load
+from models.bundle import load, load_network
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,14 @@ def test_operations_of_known_layers() -> None:
     assert accelerator.gflop_per_window(graph) == pytest.approx(2 * 80 * 9 * 4 / 1e9)
     graph.add(keras.layers.Dense(5))
     assert accelerator.gflop_per_window(graph) == pytest.approx((2 * 80 * 9 * 4 + 2 * 320 * 5) / 1e9)
+
+
+def test_operations_of_every_network_of_the_bundle_are_counted() -> None:
+    bundle = load("default")
+    counted = {name: accelerator.gflop_per_window(load_network(bundle, name)) for name in ("va", "vaseq", "crnn", "joint")}
+    assert counted["joint"] == pytest.approx(8.6, rel=0.05)  # of the documents' layer table
+    assert counted["crnn"] == pytest.approx(2.3, rel=0.05)
+    assert 0 < counted["va"] < counted["vaseq"] < 1
 
 
 def test_mixed_precision_is_within_the_bound_and_a_spoiled_network_is_not(network: Any, windows: Any) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import soundfile
 from click.testing import Result
 
 from models import networks
@@ -125,6 +127,10 @@ def test_recipes_are_shown_and_changed_by_flags(in_process: Callable[..., Result
     assert "emotion: shares of listeners" in shown.output
     assert "--smote-ratio              0.3" in shown.output
     assert "--cost                     1000.0" in shown.output
+    changed = in_process("train", "descriptors", "--show-recipe", "--ridges", "notes,descriptors+notes", "--penalties", "1,30")
+    assert changed.exit_code == 0, changed.output
+    assert "--ridges                   notes,descriptors+notes" in changed.output
+    assert "--penalties                1,30" in changed.output
     document = in_process("train", "emotion", "--recipe", "document", "--show-recipe").output
     assert "--learning-rate            5e-05" in document
     stray = in_process("train", "probe", "--epochs", "3", "--show-recipe")
@@ -134,3 +140,37 @@ def test_recipes_are_shown_and_changed_by_flags(in_process: Callable[..., Result
     assert wrong.exit_code == 2
     assert "need a validation part" in wrong.output
     assert in_process("train", "nothing", "--show-recipe").exit_code == 2
+
+
+@pytest.mark.filterwarnings("ignore:In the future .np.object:FutureWarning")  # Keras's patch of tf2onnx
+def test_the_deam_recipe_on_audio_in_its_layout(in_process: Callable[..., Result], tmp_path: Path) -> None:
+    """Songs of pulses whose pace and pitch follow arousal and valence, labels and split files as DEAM has them."""
+    root = tmp_path / "deam"
+    audio = root / "MEMD_audio"
+    songs = root / "annotations" / "annotations averaged per song" / "song_level"
+    for folder in (audio, songs):
+        folder.mkdir(parents=True)
+    rows = []
+    for number in range(12):
+        valence, arousal = 2 + 0.5 * (number % 4), 2 + 0.5 * number
+        time = np.arange(2 * 22_050) / 22_050
+        pulse = np.exp(-8 * ((time * arousal / 2) % 1))
+        wave = 0.3 * pulse * np.sin(2 * np.pi * 220 * 2 ** (valence / 12) * time)
+        soundfile.write(audio / f"{1001 + number}.wav", wave.astype(np.float32), 22_050)
+        rows.append((1001 + number, valence, 1.0 + 0.1 * (number % 3), arousal, 1.2 + 0.1 * (number % 5)))
+    columns = ["song_id", " valence_mean", " valence_std", " arousal_mean", " arousal_std"]
+    pd.DataFrame(rows, columns=columns).to_csv(songs / "static_annotations_averaged_songs_1_2000.csv", index=False)
+    for part, ids in (("train", range(1001, 1009)), ("validation", (1009, 1010)), ("test", (1011, 1012))):
+        (root / f"split_{part}.txt").write_text("\n".join(str(key) for key in ids))
+    out = tmp_path / "bundle"
+    done = in_process("train", "va", root, "--split", root, "--epochs", "2", "--jobs", "1", "--out", out)
+    assert done.exit_code == 0, done.output
+    held = pd.read_parquet(tmp_path / "bundle.work" / "va" / "fold0" / "oof.parquet")
+    assert sorted(held["track_key"].astype(int)) == [1011, 1012]
+    assert held["va_valence_mean"].between(0.37, 9.5).all()
+    validation = pd.read_parquet(tmp_path / "bundle.work" / "va" / "fold0" / "validation.parquet")
+    assert sorted(validation["track_key"].astype(int)) == [1009, 1010]
+    from models import bundle
+
+    trained = bundle.load(str(out))
+    assert trained.trained_on("va") == {"deam": frozenset(str(key) for key in range(1001, 1013))}
