@@ -435,9 +435,13 @@ def _training_record(rated: Rated, work: Path, family: str) -> dict[str, Any]:
     """Which rated tracks a family learned from: ids by corpus, digests, artist and title."""
     known = np.zeros(len(rated.table), bool)
     known[training.rated_rows(rated, family)] = True
+    finished = work / family / "final" / "record.json"
+    if finished.exists():  # the shipped model may have seen fewer
+        keys = pd.MultiIndex.from_frame(rated.table[["corpus", "track_key"]])
+        known &= keys.isin([tuple(key) for key in json.loads(finished.read_text())["trained_on"]])
     record = _tracks_record(rated, known)
     if family in training.SPECTROGRAMS:
-        others = rated.table.loc[~known, "corpus"]
+        others = rated.table["corpus"].drop(training.rated_rows(rated, family))
         record["pseudo_labelled"] = {str(corpus): int(count) for corpus, count in others.value_counts().items()}
     path = work / family / "final" / "recipe.json"
     if path.exists():
