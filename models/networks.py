@@ -88,17 +88,8 @@ class ProbeRecipe:
 
 
 _TAUGHT: dict[str, Any] = {"hint_weight": 0.5, "course_share": 0.7, "learning_rate": 1e-3}
-MIDLEVEL_RECIPE = Recipe(
-    epochs=15,
-    crop_frames=323,
-    short_epochs=11,
-    short_frames=160,
-    frequency_mask_bins=20,
-    gain_db=9.0,
-    final_epochs=2,
-    trunk_from="joint",
-    **_TAUGHT,
-)
+# No hints, no short crops: with them, from the joint network's trunk, it agreed with people less (mean r .42 to .43 against .46).
+MIDLEVEL_RECIPE = Recipe(epochs=14, crop_frames=323, time_mask_frames=32, frequency_mask_bins=24, gain_db=6.0, learning_rate=8e-4)
 JOINT_RECIPE = Recipe(
     epochs=17, crop_frames=313, short_epochs=12, short_frames=156, frequency_mask_bins=12, roll_bins=2, final_epochs=2, **_TAUGHT
 )
