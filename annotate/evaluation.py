@@ -125,14 +125,13 @@ def evaluate(options: EvaluationOptions) -> dict[str, Any]:
     """
     _check_out(options.out)
     bundle = bundles.load(options.bundle)
-    with_tagger = "best" in bundle.families and bundle.families["best"].weights is not None
     rated = training.gather(
         options.corpora,
         options.work,
         word_norms=options.word_norms,
         jobs=options.jobs,
         labels=options.labels,
-        tagger_engine=bundle.file(str(bundle.families["best"].engine)) if with_tagger else None,
+        tagger_engine=bundle.file(str(bundle.families["best"].engine)) if "best" in bundle.families else None,
     )
     families = _families(rated, bundle, options)
     if options.folds is None and options.split is None:
@@ -466,7 +465,7 @@ def _unseen(
     for family in families:
         seen = set().union(*(seen_by[base] for base in _built_on(bundle, family)))
         new = ~groups.isin(seen).to_numpy()
-        predictions = _columns(rated, bundle, family, options)
+        predictions = bundle_predictions(rated, bundle, family, options.work)
         scored = False
         for target, prefix in OUTPUTS[family]:
             known = people(rated, target)
@@ -519,7 +518,9 @@ def _of_bundle(
     baseline = np.full(predicted.shape, np.nan)
     told = family not in ("descriptors", "best") and target in training.DESCRIPTOR_OUTPUTS
     if told and "descriptors" in bundle.families:
-        plain = _columns(rated, bundle, "descriptors", options).reindex(columns=[f"desc_{target}_{label}" for label in labels])
+        plain = bundle_predictions(rated, bundle, "descriptors", options.work).reindex(
+            columns=[f"desc_{target}_{label}" for label in labels]
+        )
         fresh = ~rated.table["split_group"].iloc[rows].isin(seen_by["descriptors"]).to_numpy()
         baseline[fresh] = plain.to_numpy(float)[rows][fresh]
     truth, limits, chosen_on = _bundle_decisions(bundle, family, target, labels, values, rows)
@@ -536,20 +537,7 @@ def _built_on(bundle: bundles.Bundle, family: str) -> set[str]:
     """Families whose training a family's values rest on, itself included."""
     if family == "probe":
         return {"probe", "midlevel"} & set(bundle.families)
-    if "components" in bundle.families[family].details:  # a weighted sum of other families' columns
-        return {family, "descriptors", "midlevel", "joint", "emotion", "va"} & set(bundle.families)
     return {family}
-
-
-def _columns(rated: Rated, bundle: bundles.Bundle, family: str, options: EvaluationOptions) -> pd.DataFrame:
-    if "components" not in bundle.families[family].details:
-        return bundle_predictions(rated, bundle, family, options.work)
-    from models.inference import best_columns
-
-    parts = [bundle_predictions(rated, bundle, base, options.work) for base in sorted(_built_on(bundle, family) - {family})]
-    table = pd.concat([part.drop(columns=_embedding_columns(part)) for part in parts], axis=1)
-    rows: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-    return pd.DataFrame([best_columns(bundle.families["best"], row) for row in rows])
 
 
 def _bundle_decisions(

@@ -418,9 +418,7 @@ def finish(
     if row["status"] == "ok":
         for name in job.families:
             family = bundle.families[name]
-            if "components" in family.details:
-                row |= inference.best_columns(family, row)
-            elif name == "best":
+            if name == "best":
                 row |= _ratings(family, inference.best_numbers(one.inputs["descriptors"], outputs[name][number]), bundle)
             elif name in inference.WINDOW_FAMILIES:
                 columns, windows = inference.network_columns(family, outputs[name][number])

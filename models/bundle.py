@@ -34,7 +34,7 @@ Array = NDArray[np.float32]
 
 FORMAT = 1
 BUILT_IN = Path(__file__).parent / "bundles"
-DEFAULT = "default-1"
+DEFAULT = "default-2"
 FAMILIES = (
     "midlevel",
     "probe",

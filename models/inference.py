@@ -88,12 +88,10 @@ def required(families: Iterable[str], bundle: Bundle) -> tuple[str, ...]:
         if family not in bundle.families:
             held = ", ".join(name for name in FAMILIES if name in bundle.families)
             raise UnknownNameError(f"bundle {bundle.name!r} has no family {family!r}; it has {held}")
-        base = None if "components" in bundle.families[family].details else BUILT_ON.get(family)
+        base = BUILT_ON.get(family)
         if base is not None and base not in bundle.families:
             raise BundleError(f"bundle {bundle.name!r}: {family} reads {base}, which the bundle does not hold")
         wanted |= {name for name in REQUIRES.get(family, ()) if name in bundle.families}
-        if "components" in bundle.families[family].details:  # a weighted sum of other families' columns
-            wanted |= {name for name in ("descriptors", *WINDOW_FAMILIES, "va") if name in bundle.families}
     return tuple(family for family in FAMILIES if family in wanted)
 
 
@@ -255,16 +253,3 @@ def best_numbers(descriptors: Array, outputs: Mapping[str, Array]) -> Array:
     `outputs` maps `embedding` to (window, 200) and `pooled` to (window, 753); the result has shape (number,).
     """
     return np.concatenate([descriptors, *tagger.pool(outputs)])
-
-
-def best_columns(family: Family, track: Mapping[str, Any]) -> dict[str, Any]:
-    """Fixed weighted sums of other columns, as a bundle may state them; null where a component is missing."""
-    row: dict[str, Any] = {}
-    for column, terms in family.details["components"].items():
-        values = [track.get(name) for name in terms["weights"]]
-        row[column] = (
-            None
-            if any(value is None for value in values)
-            else terms["intercept"] + sum(w * v for w, v in zip(terms["weights"].values(), values, strict=True))
-        )
-    return row

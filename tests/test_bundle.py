@@ -217,7 +217,7 @@ def test_a_damaged_bundle_is_refused(bundle: Path, damage: Callable[[Path], None
 
 
 def test_no_such_bundle_names_those_that_are_there() -> None:
-    with pytest.raises(BundleError, match=r"no bundle 'nowhere'.*built in \(default-1"):
+    with pytest.raises(BundleError, match=r"no bundle 'nowhere'.*built in \(default-2"):
         find("nowhere")
 
 
@@ -448,15 +448,13 @@ def test_genres_are_ranked_and_a_head_that_is_absent_is_left_out() -> None:
     assert (two["genre"], two["genre_2"], two["genre_3"], two["genre_3_p"]) == ("a", "b", None, None)
 
 
-def test_best_is_a_weighted_sum_and_null_where_a_component_is() -> None:
-    components = {
-        "best_x": {"intercept": 1.0, "weights": {"a": 0.5, "b": 2.0}},
-        "best_y": {"intercept": 0.0, "weights": {"a": 1.0}},
-    }
-    held = family(name="best", details={"components": components})
-    assert inference.best_columns(held, {"a": 2.0, "b": 3.0}) == {"best_x": 8.0, "best_y": 2.0}
-    assert inference.best_columns(held, {"a": 2.0, "b": None}) == {"best_x": None, "best_y": 2.0}
-    assert inference.best_columns(held, {"b": 1.0}) == {"best_x": None, "best_y": None}
+def test_best_reads_the_descriptors_and_the_pooled_embedding() -> None:
+    outputs = {"embedding": np.array([[1.0] * 200, [3.0] * 200], np.float32), "pooled": np.ones((2, 753), np.float32)}
+    numbers = inference.best_numbers(np.arange(589, dtype=np.float32), outputs)
+    assert numbers.shape == (589 + 400 + 1506,)
+    assert numbers[588] == 588
+    assert set(numbers[589:789]) == {2.0}  # the mean over windows
+    assert set(numbers[789:989]) == {1.0}  # and the spread
 
 
 def test_shares_are_kept_within_their_scale_and_ratings_are_not() -> None:
