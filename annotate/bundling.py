@@ -440,12 +440,12 @@ def _training_record(rated: Rated, work: Path, family: str) -> dict[str, Any]:
         keys = pd.MultiIndex.from_frame(rated.table[["corpus", "track_key"]])
         known &= keys.isin([tuple(key) for key in json.loads(finished.read_text())["trained_on"]])
     record = _tracks_record(rated, known)
-    if family in training.SPECTROGRAMS:
-        others = rated.table["corpus"].drop(training.rated_rows(rated, family))
-        record["pseudo_labelled"] = {str(corpus): int(count) for corpus, count in others.value_counts().items()}
     path = work / family / "final" / "recipe.json"
     if path.exists():
         record["recipe"] = json.loads(path.read_text())
+    if family in training.SPECTROGRAMS and record.get("recipe", {}).get("recipe", {}).get("pseudo_weight", 0) > 0:
+        others = rated.table["corpus"].drop(training.rated_rows(rated, family))
+        record["pseudo_labelled"] = {str(corpus): int(count) for corpus, count in others.value_counts().items()}
     return record
 
 

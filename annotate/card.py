@@ -179,7 +179,7 @@ def _models(manifest: Mapping[str, Any]) -> Iterator[str]:
         learned = ", ".join(f"{len(keys)} {corpus}" for corpus, keys in ids.items()) or "none (Basic Pitch as published)"
         pseudo = training.get("pseudo_labelled", {})
         if pseudo:
-            learned += "; with ratings by a teacher (the model of `best`): " + ", ".join(
+            learned += "; with a descriptor model's ratings: " + ", ".join(
                 f"{count} {corpus}" for corpus, count in pseudo.items()
             )
         terms = f"{manifest['licence'].partition(';')[0]}; {RESEARCH_USE}" if ids else "Apache-2.0 (Spotify)"
