@@ -19,35 +19,39 @@ import numpy as np
 
 from models import va
 from models.bundle import BundleError
-from models.steps import IDENTITY, Graph, Step, graph_of
+from models.steps import IDENTITY, MASK_OPERATIONS, Graph, Step, graph_of
 
 MAX_CONFIG_BYTES = 16 * 2**20
 WRAPPED = ("layer", "forward_layer", "backward_layer")  # keys under which a wrapper holds its layers
-KNOWN = IDENTITY | {
-    "InputLayer",
-    "Functional",
-    "Model",
-    "Sequential",
-    "Conv2D",
-    "Dense",
-    "BatchNormalization",
-    "MaxPooling2D",
-    "GlobalAveragePooling2D",
-    "Flatten",
-    "Reshape",
-    "Permute",
-    "Activation",
-    "ReLU",
-    "Softmax",
-    "LSTM",
-    "Bidirectional",
-    "SimpleRNN",
-    "Masking",
-    "Rescaling",
-    "Normalization",
-    "Maximum",
-    "MaskedStandardize",
-}
+KNOWN = (
+    IDENTITY
+    | MASK_OPERATIONS
+    | {
+        "InputLayer",
+        "Functional",
+        "Model",
+        "Sequential",
+        "Conv2D",
+        "Dense",
+        "BatchNormalization",
+        "MaxPooling2D",
+        "GlobalAveragePooling2D",
+        "Flatten",
+        "Reshape",
+        "Permute",
+        "Activation",
+        "ReLU",
+        "Softmax",
+        "LSTM",
+        "Bidirectional",
+        "SimpleRNN",
+        "Masking",
+        "Rescaling",
+        "Normalization",
+        "Maximum",
+        "MaskedStandardize",
+    }
+)
 KERAS_FUNCTIONS = frozenset(
     (
         "linear",

@@ -22,6 +22,7 @@ Array = NDArray[np.float32]
 Scale = tuple[NDArray[np.float64], NDArray[np.float64]]  # mean and standard deviation
 
 EPSILON = 1e-3  # of our batch normalisations; another one is folded into the variance
+MASK_OPERATIONS = frozenset(("NotEqual", "Any"))
 IDENTITY = frozenset(
     (
         "Dropout",
@@ -98,6 +99,8 @@ def graph_of(model: Any, path: Path) -> Graph:
         if hasattr(layer, "outputs") and hasattr(layer, "inputs"):  # a model as a layer
             inner = {id(a): visit(b, given) for a, b in zip(layer.inputs, sources, strict=True)}
             return visit(layer.outputs[number], inner)
+        # a stored Masking hands its mask on as a tensor of its own
+        sources = [source for source in sources if type(source._keras_history[0]).__name__ not in MASK_OPERATIONS]
         if len(sources) != 1:
             raise BundleError(f"{path}: layer {layer.name!r} reads {len(sources)} layers; no family has such a step")
         parent = visit(sources[0], given)

@@ -264,9 +264,9 @@ def test_a_bundle_that_cannot_run_says_so(
             del families["notes"]
 
     edit(bundle, change)
-    chosen = ("--models", family) if family != "notes" else ("--models", "best", "--midi", tmp_path / "midi")
+    chosen = ("--models", family) if family != "notes" else ("--models", "joint", "--midi", tmp_path / "midi")
     if family == "notes":
-        edit(bundle, lambda m: m.update(families={"best": m["families"]["va"]}))
+        edit(bundle, lambda m: m.update(families={"joint": m["families"]["va"]}))
     result = in_process("run", demo_corpus / "pop", "--out", tmp_path / "t.parquet", "--bundle", bundle, *chosen)
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith("annotate: ")
@@ -283,7 +283,7 @@ def test_verify_is_green_on_the_default_bundle(
     done = in_subprocess("bundle", "verify")
     assert done.returncode == 0, done.stderr
     checked = {line.split()[0] for line in done.stdout.splitlines() if "largest difference" in line}
-    assert checked == {name for name in default.families if name not in ("best", "notes")}
+    assert checked == {name for name in default.families if name != "notes"}
     assert done.stdout.splitlines()[-1] == "ok"
 
 
