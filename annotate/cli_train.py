@@ -47,8 +47,13 @@ def recipe_options() -> list[click.Parameter]:
     return options
 
 
+def flag_of(field: str) -> str:
+    """Option of a recipe's field; `labels` is the ratings' file, so the recipe's own is --target-labels."""
+    return "--target-labels" if field == "labels" else f"--{field.replace('_', '-')}"
+
+
 def _recipe_option(name: str, kind: Any, families: str) -> click.Option:
-    flag = f"--{name.replace('_', '-')}"
+    flag = flag_of(name)
     text = f"Recipe of {families}."
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) is typing.Literal:
@@ -93,7 +98,7 @@ def recipes_of(families: tuple[str, ...], base: str, changes: dict[str, Any]) ->
             name: [family for family, recipe in RECIPES.items() if name in {f.name for f in dataclasses.fields(recipe)}]
             for name in unused
         }
-        said = "; ".join(f"--{name.replace('_', '-')} belongs to {', '.join(holders[name])}" for name in unused)
+        said = "; ".join(f"{flag_of(name)} belongs to {', '.join(holders[name])}" for name in unused)
         raise click.UsageError(f"{said}, not to {', '.join(families)}")
     return recipes
 
@@ -122,7 +127,7 @@ def show_recipe(family: str, recipe: Any) -> str:
             continue
         value = getattr(recipe, field.name)
         shown = _tuple_text(value) if isinstance(value, tuple) else "whole windows" if value is None else value
-        lines.append(f"  --{field.name.replace('_', '-'):24s} {shown}")
+        lines.append(f"  {flag_of(field.name):26s} {shown}")
     return "\n".join(lines)
 
 

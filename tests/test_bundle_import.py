@@ -424,6 +424,13 @@ def test_exported_files_open_with_keras_alone_and_come_back_the_same(tmp_path: P
         export_bundle(default, tmp_path / "other", ("descriptors",))
 
 
+def test_the_command_exports_the_families_that_it_is_asked_for(tmp_path: Path, in_process: Invoke) -> None:
+    done = in_process("bundle", "export", "default", "--models", "probe, va", "--out", tmp_path / "keras")
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in (tmp_path / "keras").iterdir()) == ["labels.json", "probe.keras", "va.keras"]
+    assert "probe.keras: input (7,)" in done.output
+
+
 def test_a_head_that_is_not_there_is_no_column() -> None:
     with pytest.raises(ValueError, match="heads="):
         midlevel.MidlevelArchitecture(heads=("loudness",))
