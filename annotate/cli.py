@@ -45,7 +45,7 @@ class Interruptible(click.Group):
 @click.group(cls=Interruptible, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="annotate")
 def main() -> None:
-    r"""Annotate music corpora: one row a track, Parquet, models frozen.
+    """Annotate music corpora: one row a track, Parquet, models frozen.
 
     \b
     annotate demo demo/                                     a small corpus to try
@@ -117,7 +117,7 @@ def _end_anyway() -> None:
 @click.option("--log-file", type=click.Path(), help="Write the log to a file, too.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of the log.")
 def run(audio: tuple[str, ...], **options: Any) -> None:
-    r"""Annotate audio files and folders into one table; started again, it goes on where it stopped.
+    """Annotate audio files and folders into one table; started again, it goes on where it stopped.
 
     AUDIO: WAV, FLAC, Ogg, Opus, MP3 or AIFF files, or folders of them, on this machine or at URLs (s3://, gs://, http://; extra
     `remote`). Exit status: 0 no failed row, 3 some rows failed (they
@@ -185,7 +185,7 @@ def run(audio: tuple[str, ...], **options: Any) -> None:
 @main.command()
 @click.argument("table", type=click.Path(path_type=Path))
 def info(table: Path) -> None:
-    r"""Print what a table holds and where it came from.
+    """Print what a table holds and where it came from.
 
     \b
     annotate info emotify_v1.parquet
@@ -201,7 +201,7 @@ def info(table: Path) -> None:
 @click.option("--corpus", type=click.Choice(CORPORA), default="auto", show_default=True, help="Layout of the folders.")
 @click.option("--deam-as-is", is_flag=True, help="Leave DEAM's exchanged valence and arousal of 2013 as the files have them.")
 def corpus(folders: tuple[str, ...], corpus: str, deam_as_is: bool) -> None:
-    r"""Say what was recognised: layout, counts, ratings, ids without a match both ways.
+    """Say what was recognised: layout, counts, ratings, ids without a match both ways.
 
     \b
     annotate corpus "Music Data/"
@@ -222,7 +222,7 @@ def corpus(folders: tuple[str, ...], corpus: str, deam_as_is: bool) -> None:
     "--format", "file_format", type=click.Choice(["mp3", "flac", "wav"]), default="mp3", show_default=True, help="Of the audio."
 )
 def demo(folder: Path, tracks: int, duration: float, seed: int, file_format: str) -> None:
-    r"""Compose and render a small corpus in Emotify's layout, with ratings by listeners that do not exist.
+    """Compose and render a small corpus in Emotify's layout, with ratings by listeners that do not exist.
 
     \b
     annotate demo demo/

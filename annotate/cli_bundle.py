@@ -15,7 +15,7 @@ IMPORTED = ("midlevel", "probe", "joint", "a2e", "a2mid2e", "emotion", "crnn", "
 
 @click.group()
 def bundle() -> None:
-    r"""Look after bundles of frozen models.
+    """Look after bundles of frozen models.
 
     \b
     annotate bundle list
@@ -24,7 +24,7 @@ def bundle() -> None:
 
 @bundle.command("list")
 def bundle_list() -> None:
-    r"""List the bundles that come with the package.
+    """List the bundles that come with the package.
 
     \b
     annotate bundle list
@@ -41,7 +41,7 @@ def bundle_list() -> None:
 @bundle.command("show")
 @click.argument("name", default="default")
 def bundle_show(name: str) -> None:
-    r"""Print a bundle's card: data, licence, scores, what it must not be used for.
+    """Print a bundle's card: data, licence, scores, what it must not be used for.
 
     \b
     annotate bundle show default
@@ -57,7 +57,7 @@ def bundle_show(name: str) -> None:
 @bundle.command("verify")
 @click.argument("name", default="default")
 def bundle_verify(name: str) -> None:
-    r"""Check a bundle: digests of all files, and every model against the reference outputs.
+    """Check a bundle: digests of all files, and every model against the reference outputs.
 
     \b
     annotate bundle verify default
@@ -128,7 +128,7 @@ def bundle_import(
     raw_ratings: tuple[str, ...],
     **files: Path | None,
 ) -> None:
-    r"""Make a bundle of frozen Keras files of your own; it is then used like any bundle.
+    """Make a bundle of frozen Keras files of your own; it is then used like any bundle.
 
     Keras 3 (.keras) and Keras 2 or 3 (.h5) files whose graph is that of a family. Code in a file is never run. Shapes, layers and
     front end are checked, and the first prediction is compared with the file's own.
@@ -167,7 +167,7 @@ def bundle_import(
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the files; must not hold any.")
 @click.option("--models", help="Families, with commas; default: every network of the bundle.")
 def bundle_export(name: str, out: Path, models: str | None) -> None:
-    r"""Write a bundle's networks as plain .keras files that Keras opens without this project.
+    """Write a bundle's networks as plain .keras files that Keras opens without this project.
 
     \b
     annotate bundle export default --out keras/

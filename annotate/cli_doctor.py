@@ -13,7 +13,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 @click.command()
 def doctor() -> None:
-    r"""Check the installation: versions, decoders, device, cache, models, and a self-test of a few seconds.
+    """Check the installation: versions, decoders, device, cache, models, and a self-test of a few seconds.
 
     Exit status: 0 all is well (a note is no harm), 1 something is wrong (its line says what to do).
 
@@ -36,7 +36,7 @@ def doctor() -> None:
 @click.command()
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    r"""Print what makes the tab key complete commands, options and files of `annotate`.
+    """Print what makes the tab key complete commands, options and files of `annotate`.
 
     \b
     annotate completion bash

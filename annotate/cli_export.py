@@ -23,7 +23,7 @@ from annotate.console import clear_errors
 @click.option("--licence", default="not stated", show_default=True, help="Licence of the table, for --croissant: a URL or words.")
 @click.option("--csv", type=click.Path(path_type=Path), help="The table as CSV; empty where there is no value.")
 def export(table: Path, jams: Path | None, midi: Path | None, croissant: Path | None, licence: str, csv: Path | None) -> None:
-    r"""Write a table in other forms: JAMS files, a Croissant description, CSV.
+    """Write a table in other forms: JAMS files, a Croissant description, CSV.
 
     \b
     annotate export emotify_v1.parquet --csv emotify_v1.csv

@@ -19,7 +19,7 @@ from annotate.console import clear_errors, set_up_logging
 @click.option("--windows", help="Write the table of windows, too; every shard was run with --windows.")
 @click.option("--allow-lost", is_flag=True, help="Go on without shards that are missing or unfinished, and name them.")
 def merge(runs: tuple[Path, ...], out: str, windows: str | None, allow_lost: bool) -> None:
-    r"""Put the tables of all shards of a run together; every shard must have ended.
+    """Put the tables of all shards of a run together; every shard must have ended.
 
     RUN: the run folder that the shards share (TABLE.run, beside the table that --out of `annotate run` named), or several of
     them, of machines that share no folder. Shards that are missing are named; nothing is counted twice.

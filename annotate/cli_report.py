@@ -22,7 +22,7 @@ from annotate.console import clear_errors, set_up_logging
 def report(
     source: Path, out: Path, ratings: Path | None, audio: Path | None, bundle: str | None, quiet: int, verbose: int
 ) -> None:
-    r"""Make a report: correlations with ratings, explanations, and what the corpus is like.
+    """Make a report: correlations with ratings, explanations, and what the corpus is like.
 
     SOURCE: a table that `annotate run` wrote, or a folder that `annotate evaluate` wrote. DIR/index.html is one page that needs
     no network; beside it report.json, every table as CSV, every figure as SVG and PNG.
@@ -53,7 +53,7 @@ def report(
 )
 @click.option("-q", "--quiet", count=True, help="Warnings and errors only.")
 def compare(a: Path, b: Path, out: Path, quiet: int) -> None:
-    r"""Compare two annotations of one corpus: what moved, which labels changed, what made them.
+    """Compare two annotations of one corpus: what moved, which labels changed, what made them.
 
     A, B: tables that `annotate run` wrote. By column r, mean shift with interval, the largest movers; changed labels and
     provenance; `annotate info` of both sides.
@@ -75,7 +75,7 @@ def compare(a: Path, b: Path, out: Path, quiet: int) -> None:
 @click.option("--emotion", help="One emotion, such as happy or gems_tension; default: all.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def explain(table: Path, track: str, emotion: str | None, as_json: bool) -> None:
-    r"""Say which mid-level features push the emotions of a track up or down.
+    """Say which mid-level features push the emotions of a track up or down.
 
     TRACK: its path in the table, its id, or the end of its path. Emotions of `joint` are explained in rating points, those of
     `probe` in log-odds; a contribution is weight × (feature of the track − mean of the table).

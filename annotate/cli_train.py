@@ -197,7 +197,7 @@ def peak_memory_gb() -> float:
 @click.option("--name", default="mine", show_default=True, help="Name of the bundle.")
 @click.option("--bundle-version", default="1.0", show_default=True, help="Version of the bundle.")
 def train(family: str, corpora: tuple[Path, ...], **options: Any) -> None:
-    r"""Train model families on rated corpora and write a bundle; started again, it goes on where it stopped.
+    """Train model families on rated corpora and write a bundle; started again, it goes on where it stopped.
 
     FAMILY: midlevel, probe, a2e, a2mid2e, joint, emotion, crnn, va, vaseq, vatransfer, descriptors, best, several with commas, or
     all (those of the built-in bundle). Splits are by artist or album. Every field of a recipe is an option. Needs the extra
@@ -294,7 +294,7 @@ def command_line() -> str:
 @click.option("--resamples", type=click.IntRange(1), default=1000, show_default=True, help="Of the bootstrap, over tracks.")
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Processes for the front ends and the trees.")
 def evaluate(bundle: str, corpora: tuple[Path, ...], **options: Any) -> None:
-    r"""Compare a bundle, or with --folds its recipes, with people's ratings, and write the evaluation folder.
+    """Compare a bundle, or with --folds its recipes, with people's ratings, and write the evaluation folder.
 
     Without --folds only tracks are scored whose artist or album the bundle was not trained on. With it, each family is trained
     anew on grouped folds; recipe options change how.

@@ -37,7 +37,7 @@ def trials(
     work: Path | None,
     complete: bool,
 ) -> None:
-    r"""Try a bundle: twins that differ in one cue, music that is changed but the same, and sounds that are no music.
+    """Try a bundle: twins that differ in one cue, music that is changed but the same, and sounds that are no music.
 
     MUSIC is a folder of any music. The working folder holds excerpts of it and is removed at the end unless --work names it.
 

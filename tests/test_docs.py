@@ -68,6 +68,16 @@ def test_every_command_has_an_example_that_click_takes(name: str, tmp_path: Path
             pass
 
 
+@pytest.mark.parametrize("name", ["", "bundle", *sorted(COMMANDS)])
+def test_the_help_shows_each_example_on_its_own_line(name: str) -> None:
+    """As a terminal of 80 columns shows it: one that is run into the next line cannot be pasted."""
+    command = {"": main, "bundle": main.commands["bundle"]}.get(name) or COMMANDS[name]
+    page = command.get_help(click.Context(command, info_name=f"annotate {name}", terminal_width=80))
+    assert "\\b" not in page
+    shown = [line.strip().partition("  ")[0].partition(" #")[0].strip() for line in page.splitlines()]
+    assert [line for line in generate.examples(command) if line not in shown] == []
+
+
 @pytest.fixture
 def workplace(demo_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder with what the examples name: `Music Data/` and `album/`."""
