@@ -288,7 +288,7 @@ def export_bundle(bundle: bundles.Bundle, out: Path, families: tuple[str, ...] =
                 family = bundle.families[name]
                 network = bundles.load_network(bundle, name)
                 plain = foreign.plain(network, name, family.arguments)
-                inputs = foreign.example_inputs(name)
+                inputs = foreign.example_inputs(name, front_end=family.front_end)
                 ours, theirs = network(inputs, training=False), plain(inputs, training=False)
                 worst = max(float(np.abs(np.asarray(ours[head]) - np.asarray(theirs[head])).max()) for head in ours)
                 if not worst <= ENGINE_TOLERANCE:
@@ -296,7 +296,7 @@ def export_bundle(bundle: bundles.Bundle, out: Path, families: tuple[str, ...] =
                 plain.save(temporary / f"{name}.keras")
                 labels[name] = {
                     "input": {"shape": list(plain.input_shape[1:]), "front_end": family.front_end, "spec": dict(family.spec)},
-                    "outputs": {output.head: list(output.labels) for output in family.outputs}
+                    "outputs": {output.head: list(output.labels) for output in family.outputs if output.head in ours}
                     if name not in ("va", "vaseq")
                     else {"va": list(foreign.LABEL_SETS[name, "va"])},
                     **({"genres": family.details["genres"]} if "genres" in family.details else {}),

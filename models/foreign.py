@@ -325,8 +325,11 @@ def _compare(
     mapped.difference = worst
 
 
-def example_inputs(family: str, scale: Scale | None = None) -> Array:
-    """Inputs of a family's network as its front end makes them, from tones and noise; the same every time."""
+def example_inputs(family: str, scale: Scale | None = None, front_end: str | None = None) -> Array:
+    """Inputs of a family's network as its front end makes them, from tones and noise; the same every time.
+
+    `front_end` is the class name of a spec, where it is not the one that a user's file of the family is read with.
+    """
     rng = np.random.default_rng(0)
     if family == "probe":
         return rng.uniform(0, 1, (4, len(MIDLEVEL.labels))).astype(np.float32)
@@ -344,7 +347,7 @@ def example_inputs(family: str, scale: Scale | None = None) -> Array:
             )
             notes[track, :count] = np.stack(columns, axis=1)
         return notes
-    spec_type, windows = FRONT_ENDS[FRONT_END_OF[family]]
+    spec_type, windows = FRONT_ENDS[front_end or FRONT_END_OF[family]]
     spec = spec_type()
     t = np.arange(spec.window_length) / spec.sample_rate
     tones = sum(

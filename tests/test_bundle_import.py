@@ -20,7 +20,7 @@ from keras import layers
 
 from annotate.bundle_import import ImportOptions, export_bundle, import_bundle
 from models import crnn, foreign, inference, joint, midlevel, va
-from models.bundle import BundleError, load, load_network, run_engine, verify
+from models.bundle import BundleError, build_graph, load, load_network, run_engine, verify
 from models.foreign import Reading, check_labels, map_file
 from models.keras_files import open_file
 from models.labels import GEMS, MIDLEVEL
@@ -398,7 +398,7 @@ def test_labels_in_another_order_go_through_joint_and_its_film_head(tmp_path: Pa
 
 def test_exported_files_open_with_keras_alone_and_come_back_the_same(tmp_path: Path) -> None:
     default = load("default")
-    families = ("va", "vaseq", "probe", "crnn")
+    families = ("va", "vaseq", "probe", "crnn", "best")
     export_bundle(default, tmp_path / "plain", families)
     script = (
         "import sys, keras\n"
@@ -417,11 +417,21 @@ def test_exported_files_open_with_keras_alone_and_come_back_the_same(tmp_path: P
             assert np.asarray(mapped.network.predict_on_batch(batch)[head]) == pytest.approx(before, abs=1e-4)
     labels = json.loads((tmp_path / "plain" / "labels.json").read_text())["families"]
     assert labels["va"]["outputs"]["va"] == list(va.OUTPUTS)
+    assert labels["best"]["outputs"] == {}  # an embedding; its rating models are no networks
     assert labels["crnn"]["genres"] == list(default.families["crnn"].details["genres"])
     with pytest.raises(ValueError, match="not an empty folder"):
         export_bundle(default, tmp_path / "plain")
     with pytest.raises(BundleError, match="has no network descriptors"):
         export_bundle(default, tmp_path / "other", ("descriptors",))
+
+
+def test_every_network_of_the_built_in_bundle_has_inputs_to_compare_its_export_with() -> None:
+    default = load("default")
+    networks = [family for family in default.families.values() if family.weights is not None]
+    assert {family.name for family in networks} == set(default.families) - {"descriptors", "notes"}
+    for family in networks:
+        batch = foreign.example_inputs(family.name, front_end=family.front_end)
+        assert batch.shape[1:] == build_graph(family).input_shape[1:]
 
 
 def test_the_command_exports_the_families_that_it_is_asked_for(tmp_path: Path, in_process: Invoke) -> None:
