@@ -104,6 +104,17 @@ def decode(path: str | os.PathLike[str], *, rates: Sequence[int]) -> Decoded:
     return decoded
 
 
+def digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes in hex.
+
+    Raises
+    ------
+    AudioError
+        A file that is missing, empty, not a regular file, or cannot be read.
+    """
+    return _digest(os.fsencode(path))[0]
+
+
 def stated_duration_s(path: str | os.PathLike[str]) -> float | None:
     """Seconds that a file's header states, None where nothing can be read; a hint, headers lie."""
     try:

@@ -33,11 +33,12 @@ from annotate import forecast
 from annotate.corpora import Corpus, Track, path_of
 from annotate.places import FetchError, fetched, is_url, scan_anywhere
 from annotate.progress import Progress
+from annotate.recall import decoder_version
 from annotate.schema import columns_for, known_tracks, was_in_training, window_columns_for
 from annotate.shards import Shard, ShardNote, note_as_json, note_of, own_tracks
 from annotate.store import Part, RunFolder, default_cache_folder
 from annotate.targets import Target
-from annotate.worker import Done, Job, Prepared, decoder_version, fail, finish, midi_path, prepare_windows, process
+from annotate.worker import Done, Job, Prepared, fail, finish, midi_path, prepare_windows, process
 from models import inference
 from models.bundle import FAMILIES, Bundle
 from models.bundle import load as load_bundle
@@ -450,7 +451,7 @@ class WorkersDied(Exception):
 def parallel(function: Callable[..., Any], plan: Sequence[Any], job: Job, jobs: int) -> Iterator[Any]:
     """Run `function(item, job)` for each item in worker processes; results in the order of completion.
 
-    A single job, too, runs in a process of its own (two are started, one item at a time is given out).
+    A single job, too, runs in a process of its own, which joblib would not start.
 
     Raises
     ------
@@ -458,16 +459,25 @@ def parallel(function: Callable[..., Any], plan: Sequence[Any], job: Job, jobs: 
         When the pool has lost a process; results of finished items have been given before.
     """
     from joblib import Parallel, delayed, parallel_config
+    from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = "1"
     os.environ["PYTHONSAFEPATH"] = "1"  # a worker must not import from the user's current folder
-    dispatched = 1 if jobs == 1 else "2*n_jobs"
     try:
-        with parallel_config(backend="loky", inner_max_num_threads=1):
-            pool = Parallel(n_jobs=max(jobs, 2), return_as="generator_unordered", pre_dispatch=dispatched, batch_size=1)
-            yield from pool(delayed(function)(item, job) for item in plan)
+        if jobs == 1:
+            single = get_reusable_executor(max_workers=1)
+            try:
+                for item in plan:
+                    yield single.submit(function, item, job).result()
+            except BaseException:
+                single.shutdown(wait=False, kill_workers=True)
+                raise
+        else:
+            with parallel_config(backend="loky", inner_max_num_threads=1):
+                pool = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
+                yield from pool(delayed(function)(item, job) for item in plan)
     except (BrokenProcessPool, TerminatedWorkerError) as error:
         raise WorkersDied(str(error)) from None
 

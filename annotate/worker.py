@@ -15,7 +15,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from annotate.audio import AudioError, Decoded, decode, stated_duration_s
+from annotate.audio import AudioError, Decoded, decode, digest, stated_duration_s
 from annotate.corpora import Track, read_tags
 from annotate.places import FetchError, PlaceLost, check_mount, fetched
-from annotate.store import CAUSES, FeatureCache, FileState, Part, StoreError, cache_key, host, replace_atomically, write_part
+from annotate.recall import Arrays, Recall, descriptors_of, feature_cache, network_of, transcription_of
+from annotate.store import CAUSES, FileState, Part, StoreError, host, replace_atomically, write_part
 from models import inference
 from models.bundle import Bundle, BundleError, Family, run_engine
 from models.bundle import load as load_bundle
@@ -39,6 +40,7 @@ MAX_NAME_BYTES = 255  # of a file name, on most file systems
 LONG_S = 600.0  # seconds of audio from which a track is in work alone: an hour needs up to 2.5 GB
 LONG_BYTES = 2**20  # smaller files are not opened to see how long they are
 
+NOTE_FIELDS = ("onset_s", "offset_s", "pitch", "amplitude")
 NOTE_COLUMNS = {
     "midi_note_density": "note_density",
     "midi_tempo_bpm": "tempo_bpm",
@@ -72,8 +74,9 @@ class Prepared:
     track: Track
     state: FileState
     row: dict[str, Any]
-    signals: dict[int, Array] = field(default_factory=dict)  # Hz -> samples; empty for a failed track
+    signals: dict[int, Array] = field(default_factory=dict)  # Hz -> samples, where something is to be computed from them
     inputs: dict[str, Array] = field(default_factory=dict)  # note statistics, note sequence, descriptors
+    known: dict[str, dict[str, Array]] = field(default_factory=dict)  # family -> outputs that the cache held
     windows: dict[str, list[Array]] = field(default_factory=dict)  # family -> windows, where the main process infers
     seconds: float = 0.0
 
@@ -92,11 +95,6 @@ class Done:
 @lru_cache(maxsize=2)
 def _bundle(folder: str) -> Bundle:
     return load_bundle(folder)
-
-
-@lru_cache(maxsize=2)
-def _cache(folder: Path, max_bytes: int) -> FeatureCache:
-    return FeatureCache(folder, max_bytes=max_bytes)
 
 
 def process(tracks: Sequence[Track], job: Job) -> list[Done]:
@@ -193,14 +191,13 @@ def _infer(prepared: Sequence[Prepared], job: Job, watch: Watch) -> list[Done]:
     started = time.monotonic()
     networks = [family for family in job.families if bundle.families[family].weights is not None]
     predict = {family: inference.onnx_predict(bundle, family) for family in networks}
-    outputs = {}
+    outputs: dict[str, dict[int, dict[str, Array]]] = {}
     for family in inference.spectrogram_families(bundle, job.families):
         size = job.batch_size or inference.CPU_BATCH[family]
-        known = _recall_embeddings(prepared, job) if family == "best" else {}
-        windows = _windows(bundle, family, {n: one for n, one in enumerate(prepared) if n not in known}, watch)
-        outputs[family] = inference.infer(predict[family], windows, size)
-        if family == "best":
-            outputs[family] = known | _keep_embeddings(outputs[family], prepared, job)
+        computed = inference.infer(predict[family], _windows(bundle, family, prepared, watch), size)
+        for number, heads in computed.items():
+            _recall(prepared[number].state.sha256, job).put(network_of(bundle, family), heads)
+        outputs[family] = {n: one.known[family] for n, one in enumerate(prepared) if family in one.known} | computed
     shared = (time.monotonic() - started) / len(prepared)
     return [finish(one, number, outputs, predict, bundle, job, shared) for number, one in enumerate(prepared)]
 
@@ -213,11 +210,11 @@ def prepare_windows(tracks: Sequence[Track], job: Job) -> list[Prepared]:
         for track in tracks:
             try:
                 with watch.alone(track) if is_long(track) else watch.on(track):
-                    one = prepare(track, job)
+                    one = prepare(track, job, networks=False)
                     windows = {
                         family: list(inference.windows_of(bundle.families[family], one.signals))
                         for family in inference.spectrogram_families(bundle, job.families)
-                        if one.signals
+                        if one.row["status"] == "ok"
                     }
             except (StoreError, BundleError, PlaceLost):
                 raise
@@ -231,41 +228,28 @@ def prepare_windows(tracks: Sequence[Track], job: Job) -> list[Prepared]:
     return prepared
 
 
-def _recall_embeddings(prepared: Sequence[Prepared], job: Job) -> dict[int, dict[str, Array]]:
-    """Outputs of the tagging network that the cache holds, by place in `prepared`."""
-    if job.cache is None:
-        return {}
-    found = {number: _cache(job.cache, job.cache_bytes).get(_embedding_key(one, job)) for number, one in enumerate(prepared)}
-    return {number: dict(outputs) for number, outputs in found.items() if outputs is not None}
+def _recall(sha256: str | None, job: Job) -> Recall:
+    return Recall(feature_cache(job.cache, job.cache_bytes) if job.cache else None, sha256)
 
 
-def _keep_embeddings(outputs: dict[int, dict[str, Array]], prepared: Sequence[Prepared], job: Job) -> dict[int, dict[str, Array]]:
-    if job.cache is not None:
-        for number, heads in outputs.items():
-            _cache(job.cache, job.cache_bytes).put(_embedding_key(prepared[number], job), heads)
-    return outputs
-
-
-def _embedding_key(one: Prepared, job: Job) -> str:
-    family = _bundle(job.bundle).families["best"]
-    engine = _bundle(job.bundle).manifest["files"][family.engine]
-    return cache_key(str(one.state.sha256), {"tagger": {**family.spec, "engine": engine}}, decoder_version())
-
-
-def _windows(bundle: Bundle, family: str, prepared: Mapping[int, Prepared], watch: Watch) -> Iterator[tuple[int, Array]]:
-    for number, one in prepared.items():
-        if one.signals:
+def _windows(bundle: Bundle, family: str, prepared: Sequence[Prepared], watch: Watch) -> Iterator[tuple[int, Array]]:
+    for number, one in enumerate(prepared):
+        if one.row["status"] == "ok" and family not in one.known:
             watch.now(one.track)
             for window in inference.windows_of(bundle.families[family], one.signals):
                 yield number, window
 
 
-def prepare(track: Track, job: Job) -> Prepared:
-    """Decode a track and compute everything that needs no spectrogram network."""
+def prepare(track: Track, job: Job, *, networks: bool = True) -> Prepared:
+    """Decode a track and compute everything that needs no spectrogram network.
+
+    What the cache holds is taken from there, the networks' outputs, too, unless `networks` is false; a track of which it holds
+    everything is not decoded.
+    """
     if track.url is not None:
         try:
             with fetched(track) as local:
-                return replace(prepare(local, job), track=track)
+                return replace(prepare(local, job, networks=networks), track=track)
         except FetchError as error:
             return Prepared(track, FileState(track.size, track.mtime_ns, None), failed_row(track, str(error)))
     started = time.monotonic()
@@ -282,17 +266,17 @@ def prepare(track: Track, job: Job) -> Prepared:
     }
     state = FileState(track.size, track.mtime_ns, None)
     bundle = _bundle(job.bundle)
-    rates = {22_050} if _needs_notes(job) else set()
-    rates |= {
-        inference.spec_of(bundle.families[family]).sample_rate for family in inference.spectrogram_families(bundle, job.families)
-    }
-    if any(family in job.families for family in inference.DESCRIPTOR_FAMILIES):
-        rates.add(inference.spec_of(bundle.families["descriptors"]).sample_rate)
     try:
-        decoded = decode(track.path, rates=sorted(rates))
+        recall = _recall(digest(track.path) if job.cache else None, job)
+        held = _held(recall, bundle, job, networks=networks)
+        decoded = held.properties if held.properties and not held.rates else decode(track.path, rates=sorted(held.rates))
+        if recall.sha256 not in (None, decoded.sha256):
+            raise AudioError("was changed while it was being read")
     except AudioError as error:
         check_mount(track)
         return Prepared(track, state, row | {"status": "failed", "error": str(error)}, seconds=time.monotonic() - started)
+    if decoded is not held.properties:
+        recall.put_properties(decoded)
     state = FileState(track.size, track.mtime_ns, decoded.sha256)
     row |= {
         "duration_s": decoded.duration_s,
@@ -305,7 +289,7 @@ def prepare(track: Track, job: Job) -> Prepared:
     warnings = [decoded.truncated] if decoded.truncated else []
     inputs: dict[str, Array] = {}
     if _needs_notes(job):
-        inputs, note_row = _notes(track, decoded, job)
+        inputs, note_row = _notes(track, decoded, held, recall, job)
         row |= note_row
         if note_row["midi_n_notes"] == 0:
             warnings.append("no notes found")
@@ -313,11 +297,41 @@ def prepare(track: Track, job: Job) -> Prepared:
     if padded:
         warnings.append(padded)
     row["warning"] = "; ".join(warnings) or None
-    return Prepared(track, state, row, decoded.signals, inputs, seconds=time.monotonic() - started)
+    return Prepared(track, state, row, decoded.signals, inputs, held.outputs, seconds=time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What the cache holds of a track, and the sample rates of what must be computed."""
+
+    properties: Decoded | None
+    events: Arrays | None
+    descriptors: Arrays | None
+    outputs: dict[str, Arrays]  # by family
+    rates: frozenset[int]  # Hz
+
+
+def _held(recall: Recall, bundle: Bundle, job: Job, *, networks: bool) -> _Held:
+    families = inference.spectrogram_families(bundle, job.families)
+    kept = {family: recall.get(network_of(bundle, family)) for family in families} if networks else {}
+    outputs = {family: heads for family, heads in kept.items() if heads is not None}
+    rates = {inference.spec_of(bundle.families[family]).sample_rate for family in families if family not in outputs}
+    events = descriptors = None
+    if _needs_notes(job):
+        events = recall.get(transcription_of(bundle))
+        rates |= {22_050} if events is None else set()
+    if _needs_descriptors(job):
+        descriptors = recall.get(descriptors_of(bundle))
+        rates |= {inference.spec_of(bundle.families["descriptors"]).sample_rate} if descriptors is None else set()
+    return _Held(recall.properties(), events, descriptors, outputs, frozenset(rates))
 
 
 def _needs_notes(job: Job) -> bool:
     return job.midi is not None or any(family in job.families for family in inference.NOTE_FAMILIES)
+
+
+def _needs_descriptors(job: Job) -> bool:
+    return any(family in job.families for family in inference.DESCRIPTOR_FAMILIES)
 
 
 def _padded(bundle: Bundle, job: Job, decoded: Decoded) -> str | None:
@@ -330,37 +344,29 @@ def _padded(bundle: Bundle, job: Job, decoded: Decoded) -> str | None:
     return f"shorter than one window, padded with silence: {', '.join(short)}" if short else None
 
 
-def _notes(track: Track, decoded: Decoded, job: Job) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Note events, statistics, sequence and descriptors of a track: from the cache, or computed and cached."""
+def _notes(track: Track, decoded: Decoded, held: _Held, recall: Recall, job: Job) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Note events, statistics, sequence and descriptors of a track: as the cache held them, or computed and kept there."""
     from features.descriptors import describe
     from features.notes import NOTE_STATISTICS, note_features, note_sequence, note_statistics, to_midi
     from features.transcription import NoteEvents, transcribe
 
-    signal = decoded.signals[22_050]
-    cache = _cache(job.cache, job.cache_bytes) if job.cache else None
     bundle = _bundle(job.bundle)
-    spec = inference.spec_of(bundle.families["notes"])
-    key = cache_key(decoded.sha256, {"transcription": asdict(spec)}, decoder_version())
-    stored = cache.get(key) if cache else None
-    if stored is not None:
-        events = NoteEvents(stored["onset_s"], stored["offset_s"], stored["pitch"], stored["amplitude"])
+    if held.events is not None:
+        events = NoteEvents(**{name: held.events[name] for name in NOTE_FIELDS})
     else:
-        events = transcribe(signal, spec)
-        if cache:
-            cache.put(key, {name: getattr(events, name) for name in ("onset_s", "offset_s", "pitch", "amplitude")})
+        events = transcribe(decoded.signals[22_050], inference.spec_of(bundle.families["notes"]))
+        recall.put(transcription_of(bundle), {name: getattr(events, name) for name in NOTE_FIELDS})
     statistics = note_statistics(events, decoded.duration_s)
     inputs: dict[str, Array] = {"va": statistics}
     if "vaseq" in job.families or "vatransfer" in job.families:
         inputs["vaseq"] = inputs["vatransfer"] = note_sequence(events)
-    if any(family in job.families for family in inference.DESCRIPTOR_FAMILIES):
-        descriptor_spec = inference.spec_of(bundle.families["descriptors"])
-        key = cache_key(decoded.sha256, {"descriptors": asdict(descriptor_spec)}, decoder_version())
-        stored = cache.get(key) if cache else None
-        if stored is None:
-            stored = {"descriptors": describe(decoded.signals[descriptor_spec.sample_rate], descriptor_spec)}
-            if cache:
-                cache.put(key, stored)
-        inputs["descriptors"] = np.concatenate([stored["descriptors"], note_features(events, decoded.duration_s)])
+    if _needs_descriptors(job):
+        descriptors = held.descriptors
+        if descriptors is None:
+            spec = inference.spec_of(bundle.families["descriptors"])
+            descriptors = {"descriptors": describe(decoded.signals[spec.sample_rate], spec)}
+            recall.put(descriptors_of(bundle), descriptors)
+        inputs["descriptors"] = np.concatenate([descriptors["descriptors"], note_features(events, decoded.duration_s)])
     named = dict(zip(NOTE_STATISTICS, (float(value) for value in statistics), strict=True))
     row: dict[str, Any] = {"midi_n_notes": len(events)}
     for column, name in NOTE_COLUMNS.items():
@@ -391,16 +397,6 @@ def _short(name: str, suffix: str) -> str:
     if len(content) + len(suffix) <= MAX_NAME_BYTES:
         return name + suffix
     return f"{content[:200].decode(errors='ignore')}-{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
-
-
-@lru_cache(maxsize=1)
-def decoder_version() -> str:
-    """Versions of what turns bytes into samples and samples into features."""
-    from importlib.metadata import version
-
-    import soundfile
-
-    return f"libsndfile {soundfile.__libsndfile_version__}, soxr {version('soxr')} HQ, librosa {version('librosa')}"
 
 
 def finish(
