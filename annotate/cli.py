@@ -91,9 +91,7 @@ def _end_anyway() -> None:
     "--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True, help="Where networks run."
 )
 @click.option("--exact", is_flag=True, help="Run the networks in float32 with Keras instead of the bundle's CPU graphs.")
-@click.option(
-    "--batch-size", type=click.IntRange(1), help="Windows a batch; default: 2 to 16 by network on a CPU, 16 with Keras."
-)
+@click.option("--batch-size", type=click.IntRange(1), help="Windows a batch; default: 1 to 4 by network on a CPU, 16 with Keras.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder of the feature cache; default: the user's cache folder.")
 @click.option("--no-cache", is_flag=True, help="Neither read nor write the feature cache.")
 @click.option("--limit", type=click.IntRange(1), help="Annotate at most N new tracks this time.")

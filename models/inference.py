@@ -64,13 +64,13 @@ NOTE_FAMILIES = ("notes", "va", "vaseq", "vatransfer", "descriptors", "best")  #
 DESCRIPTOR_FAMILIES = ("descriptors", "best")  # families that read the descriptors of the whole track
 CPU_BATCH = {
     "midlevel": 2,
-    "joint": 4,
-    "a2e": 4,
-    "a2mid2e": 4,
-    "emotion": 16,
-    "crnn": 8,
-    "best": 8,
-}  # windows; larger ones gain nothing on a CPU
+    "joint": 2,
+    "a2e": 2,
+    "a2mid2e": 2,
+    "emotion": 4,
+    "crnn": 1,
+    "best": 2,
+}  # windows; larger ones gain nothing on a CPU and take memory in proportion
 
 
 def required(families: Iterable[str], bundle: Bundle) -> tuple[str, ...]:
