@@ -13,6 +13,7 @@ DATA ?=
 OUT ?= annotations.parquet
 BIN := .venv/bin
 UV := .uv/bin/uv
+EXTRAS := --extra train --extra cluster --extra remote --extra standards --extra dev
 export UV_PYTHON_DOWNLOADS := never
 
 # make docs      writes docs/commands.md and docs/columns.md anew from the code
@@ -26,7 +27,7 @@ $(UV):
 	.uv/bin/pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
 
 .venv/installed: pyproject.toml uv.lock $(UV)
-	$(UV) sync --frozen --extra train --extra cluster --extra remote --extra standards --extra dev --python $(PYTHON) --quiet
+	$(UV) sync --frozen $(EXTRAS) --python $(PYTHON) --quiet
 	$(BIN)/python -m annotate.warm
 	touch $@
 
@@ -85,7 +86,7 @@ faults: install
 
 # the peers are installed beside the rest, and only here
 bench: install
-	$(UV) sync --frozen --inexact --extra bench --python $(PYTHON) --quiet
+	$(UV) sync --frozen $(EXTRAS) --extra bench --python $(PYTHON) --quiet
 	$(BIN)/python benchmarks/speed.py $(if $(DATA),--data "$(DATA)") $(if $(PARTS),--parts $(PARTS))
 
 scale: install
