@@ -824,61 +824,62 @@ def predict_network(rated: Rated, family: str, model: Any, rows: NDArray[Any]) -
 def salience_of(rated: Rated, work: Path, rows: Rows, frozen: str | None) -> Array:
     """Saliences of the frozen mid-level network that the probe reads, shape (track, 7), kept in the working folder.
 
-    The network is the one trained here, or that of the bundle `frozen`.
+    The network is the one trained here, or that of the bundle `frozen`: there by the graph that `annotate run` uses.
     """
-    import keras
-
-    from models import networks
-
-    path = work / "midlevel" / "final" / "model.keras"
-    if frozen is not None:
-        from models.bundle import load
-
-        bundle = load(frozen)
-        source = bundle.file(f"{bundle.families['midlevel'].weights}") if "midlevel" in bundle.families else None
-        if source is None:
-            raise ValueError(f"bundle {bundle.name!r} has no mid-level network for the probe to read")
-    else:
+    if frozen is None:
+        path = work / "midlevel" / "final" / "model.keras"
         if not path.exists():
             raise ValueError(
                 "the probe reads the mid-level network: train midlevel first, or name with --frozen a bundle that has one"
             )
-        source = path
-    digest = hashlib.sha256(source.read_bytes() + "".join(rated.table["sha256"].iloc[rows]).encode()).hexdigest()[:16]
-    kept = work / "probe" / f"salience-{digest}.npy"
-    if not kept.exists():
-        if frozen is not None:
-            values = _frozen_salience(rated, frozen, rows)
-        else:
-            with networks.policy("mixed_bfloat16"):
-                from models import midlevel
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    else:
+        from models.bundle import load
 
-                network = midlevel.build()
-            network.set_weights(keras.saving.load_model(path, compile=False).get_weights())
-            columns = predict_network(rated, "midlevel", network, rows)
-            values = np.stack([columns[f"salient_{label}"] for label in MIDLEVEL.labels], axis=1)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_name(f"{kept.stem}.tmp.npy")
-        np.save(temporary, values)
-        os.replace(temporary, kept)
-    salience: Array = np.load(kept)
-    return salience
+        bundle = load(frozen)
+        if "midlevel" not in bundle.families:
+            raise ValueError(f"bundle {bundle.name!r} has no mid-level network for the probe to read")
+        digest = bundle.digest
+    columns = [f"salient_{label}" for label in MIDLEVEL.labels]
+    kept = training_data.kept_rows(
+        work / "probe" / f"salience-{digest[:16]}.parquet",
+        rated.table["sha256"].iloc[rows],
+        lambda: _salience_here(rated, work, rows) if frozen is None else _salience_frozen(rated, frozen, rows),
+        what="saliences",
+    )
+    return kept[columns].to_numpy(np.float32)
 
 
-def _frozen_salience(rated: Rated, frozen: str, rows: Rows) -> Array:
-    """Mean salience over windows by the graph that `annotate run` uses of a bundle's mid-level network."""
+def _salience_here(rated: Rated, work: Path, rows: Rows) -> training_data.Predict:
+    """Tell the salience columns of some of `rows`, by the network that was trained in the working folder."""
+    import keras
+
+    from models import midlevel, networks
+
+    with networks.policy("mixed_bfloat16"):
+        network = midlevel.build()
+    trained = keras.saving.load_model(work / "midlevel" / "final" / "model.keras", compile=False)
+    network.set_weights(trained.get_weights())
+    return lambda some_rows: predict_network(rated, "midlevel", network, rows[some_rows])
+
+
+def _salience_frozen(rated: Rated, frozen: str, rows: Rows) -> training_data.Predict:
+    """Tell the salience columns of some of `rows`, by the graph that `annotate run` uses of a bundle's mid-level network."""
     from models.bundle import load
-    from models.inference import infer, keras_predict, onnx_predict
+    from models.inference import CPU_BATCH, infer, keras_predict, network_columns, onnx_predict
 
     bundle = load(frozen)
-    has_graph = bundle.families["midlevel"].engine is not None
-    predict = (onnx_predict if has_graph else keras_predict)(bundle, "midlevel")
-    values = np.zeros((len(rows), len(MIDLEVEL.labels)), np.float32)
-    for number in range(len(rows)):
-        windows = network_windows(rated, "midlevel", rows[number : number + 1])[0]
-        outputs = infer(predict, ((0, window) for window in windows), 2)
-        values[number] = outputs[0]["salience"].mean(axis=0)
-    return values
+    family = bundle.families["midlevel"]
+    predict = (keras_predict if family.engine is None else onnx_predict)(bundle, "midlevel")
+
+    def tell(some_rows: Rows) -> dict[str, Any]:
+        tracks = network_windows(rated, "midlevel", rows[some_rows])
+        owned = ((owner, window) for owner, windows in enumerate(tracks) for window in windows)
+        outputs = infer(predict, owned, CPU_BATCH["midlevel"])
+        found = [network_columns(family, outputs[owner])[0] for owner in range(len(tracks))]
+        return {name: [row[name] for row in found] for name in (f"salient_{label}" for label in MIDLEVEL.labels)}
+
+    return tell
 
 
 def train_probe(rated: Rated, work: Path, plan: Plan) -> None:
@@ -896,6 +897,7 @@ def train_probe(rated: Rated, work: Path, plan: Plan) -> None:
         return
     salience = np.full((len(rated.table), len(MIDLEVEL.labels)), np.nan, np.float32)
     salience[rows] = salience_of(rated, work, rows, plan.frozen)
+    place.mkdir(parents=True, exist_ok=True)
     np.save(place / "salience.npy", salience[rows])
     names = columns_of("gems")
     for part in parts_to_train(rated, rows, "probe", plan):

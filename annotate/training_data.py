@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from annotate.audio import decode
@@ -215,6 +216,42 @@ def change_all(
 def has_tagger(folder: Path, digests: Iterable[str]) -> bool:
     """Whether the tagging network's outputs are stored for every one of some files."""
     return all((folder / specs_digest() / digest / "pooled.npy").exists() for digest in digests)
+
+
+Predict = Callable[[NDArray[np.intp]], dict[str, Any]]  # places of some tracks -> columns, a value a track
+KEPT_AT_A_TIME = 16  # tracks between two writes of `kept_rows`: what a stop can cost
+
+
+def kept_rows(
+    path: Path,
+    digests: Sequence[str] | pd.Series[str],
+    start: Callable[[], Predict],
+    *,
+    what: str,
+    at_a_time: int = KEPT_AT_A_TIME,
+) -> pd.DataFrame:
+    """What a model tells of some files, a row each in their order, kept by the digest of their bytes in a Parquet file.
+
+    Only what is missing is predicted, and the file is written every `at_a_time` tracks, so that a computation that was stopped
+    goes on. `start` makes the model ready, and is called where something is missing.
+    """
+    from tqdm import tqdm
+
+    wanted = pd.Index(digests, name="sha256")
+    known = pd.read_parquet(path) if path.exists() else pd.DataFrame(index=pd.Index([], name="sha256"))
+    missing = np.flatnonzero(~wanted.isin(known.index) & ~wanted.duplicated())
+    if len(missing):
+        tell = start()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        with tqdm(total=len(missing), unit="track", desc=what, disable=None) as bar:
+            for first in range(0, len(missing), at_a_time):
+                some = missing[first : first + at_a_time]
+                known = pd.concat([known, pd.DataFrame(tell(some), index=wanted[some])])
+                known.to_parquet(temporary)
+                os.replace(temporary, path)
+                bar.update(len(some))
+    return known.loc[wanted]
 
 
 def load(folder: Path, digest: str, name: str) -> NDArray[Any]:

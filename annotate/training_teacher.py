@@ -162,40 +162,49 @@ def bundle_predictions(rated: Rated, bundle: bundles.Bundle, family: str, work: 
     A network also gives its embedding, columns ``e000`` and so on: its penultimate layer, averaged over windows.
     """
     kept = work / "predicted" / f"{bundle.digest[:16]}-{family}.parquet"
-    known = pd.read_parquet(kept) if kept.exists() else pd.DataFrame(index=pd.Index([], name="sha256"))
-    missing = np.flatnonzero(~rated.table["sha256"].isin(known.index))
-    if len(missing):
-        missing = missing[~rated.table["sha256"].iloc[missing].duplicated().to_numpy()]
-        log.info("%s of %s on %d tracks", family, bundle.name, len(missing))
-        columns = _predict(rated, bundle, family, missing, work)
-        index = pd.Index(rated.table["sha256"].iloc[missing], name="sha256")
-        known = pd.concat([known, pd.DataFrame(columns, index=index)])
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(".tmp")
-        known.to_parquet(temporary)
-        temporary.replace(kept)
-    return known.loc[rated.table["sha256"]].reset_index(drop=True)
+    at_once = len(rated.table) if family in (*training.RATING_PREFIX, "probe") else training_data.KEPT_AT_A_TIME
+    found = training_data.kept_rows(
+        kept,
+        rated.table["sha256"],
+        lambda: _predictor(rated, bundle, family, work),
+        what=f"{family} of {bundle.name}",
+        at_a_time=at_once,
+    )
+    return found.reset_index(drop=True)
 
 
-def _predict(rated: Rated, bundle: bundles.Bundle, family: str, rows: NDArray[np.intp], work: Path) -> dict[str, Any]:
+def _predictor(rated: Rated, bundle: bundles.Bundle, family: str, work: Path) -> training_data.Predict:
+    """Tell the columns of some tracks by one family of a bundle."""
     from models import networks
 
     held = bundle.families[family]
     if family in training.RATING_PREFIX:
-        inputs = training.rating_inputs(rated, family)[rows]
-        columns: dict[str, Any] = {}
-        for output in held.outputs:
-            values = bundles.run_engine(bundle.file(held.details["engines"][output.head]), inputs)["ratings"]
-            columns |= dict(zip(output.columns, values.T, strict=True))
-        return columns
+
+        def rate(rows: NDArray[np.intp]) -> dict[str, Any]:
+            inputs = training.rating_inputs(rated, family)[rows]
+            columns: dict[str, Any] = {}
+            for output in held.outputs:
+                values = bundles.run_engine(bundle.file(held.details["engines"][output.head]), inputs)["ratings"]
+                columns |= dict(zip(output.columns, values.T, strict=True))
+            return columns
+
+        return rate
     if family == "probe":
-        salience = bundle_predictions(rated, bundle, "midlevel", work).iloc[rows]
-        inputs = salience[[f"salient_{column.partition('_')[2]}" for column in columns_of("midlevel")]].to_numpy(np.float32)
-        predicted = bundles.load_network(bundle, family).predict(inputs, verbose=0)["gems"]
-        columns = dict(zip(columns_of("gems"), predicted.T, strict=True))
-        embedding = inputs
-    else:
-        network = networks.with_embedding(bundles.load_network(bundle, family))
+
+        def probe(rows: NDArray[np.intp]) -> dict[str, Any]:
+            salience = training.salience_of(rated, work, rows, str(bundle.folder))
+            predicted = bundles.load_network(bundle, family).predict(salience, verbose=0)["gems"]
+            return dict(zip(columns_of("gems"), predicted.T, strict=True)) | _embedding(salience)
+
+        return probe
+    network = networks.with_embedding(bundles.load_network(bundle, family))
+
+    def predict(rows: NDArray[np.intp]) -> dict[str, Any]:
         columns = training.predict_network(rated, family, network, rows)
-        embedding = columns.pop("embedding")
-    return columns | {f"e{number:03d}": values for number, values in enumerate(embedding.T)}
+        return columns | _embedding(columns.pop("embedding"))
+
+    return predict
+
+
+def _embedding(values: Array) -> dict[str, Any]:
+    return {f"e{number:03d}": column for number, column in enumerate(values.T)}

@@ -93,7 +93,7 @@ MIDLEVEL_RECIPE = Recipe(epochs=14, crop_frames=323, time_mask_frames=32, freque
 JOINT_RECIPE = Recipe(
     epochs=17, crop_frames=313, short_epochs=12, short_frames=156, frequency_mask_bins=12, roll_bins=2, final_epochs=2, **_TAUGHT
 )
-A2E_RECIPE = replace(JOINT_RECIPE, epochs=11, short_epochs=8, final_epochs=0)
+A2E_RECIPE = replace(JOINT_RECIPE, epochs=11, short_epochs=8)
 EMOTION_RECIPE = EmotionRecipe(
     epochs=14,
     crops_per_track=2,

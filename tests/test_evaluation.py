@@ -17,7 +17,7 @@ from annotate.training_teacher import groups_seen, teach
 from models import bundle as bundles
 from models import networks
 from models.descriptors import DescriptorRecipe
-from models.labels import GEMS
+from models.labels import GEMS, MIDLEVEL
 from outputs.coefficients import standardised_coefficients
 
 TRACKS = 48
@@ -97,7 +97,8 @@ def scores(options: EvaluationOptions, rated: training.Rated) -> dict[str, Any]:
     salience = rated.stack("descriptors")[:, :7]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "gather", lambda *_, **__: rated)
-        patch.setattr(training, "_frozen_salience", lambda _rated, _frozen, rows: salience[rows])
+        named = {f"salient_{label}": salience[:, k] for k, label in enumerate(MIDLEVEL.labels)}
+        patch.setattr(training, "_salience_frozen", lambda *_: lambda rows: {name: one[rows] for name, one in named.items()})
         return evaluate(options)
 
 
