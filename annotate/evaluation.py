@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from annotate import training
 from annotate.console import log
+from annotate.evaluation_floor import FITTED, shuffled_predictions
 from annotate.training import Part, Plan, Rated, columns_of, values_of
 from annotate.training_labels import LabelFile, some
 from annotate.training_teacher import bundle_predictions, groups_seen
@@ -100,6 +101,7 @@ class Tested:
     predicted: NDArray[np.float64]
     baseline: NDArray[np.float64]
     group_mean: NDArray[np.float64]
+    shuffled: NDArray[np.float64] | None = None  # after shuffled ratings, of families that are fitted to them
     truth: NDArray[np.float64] | None = None  # 0/1 labels, of targets that are decided on
     thresholds: NDArray[np.float64] | None = None  # (track, label)
     chosen_on: str = ""  # what the thresholds were chosen on
@@ -167,8 +169,6 @@ def _families(rated: Rated, bundle: bundles.Bundle, options: EvaluationOptions) 
         if unknown:
             raise ValueError(f"--models {', '.join(unknown)}: choose from {', '.join(known)}")
         held = [family for family in OUTPUTS if family in options.families]
-    if folds:
-        held = [family for family in held if family != "best"]
     kept = []
     for family in held:
         targets = {target for target, _ in OUTPUTS[family]} - {"salience"}
@@ -241,7 +241,7 @@ def _held_out(
                 pieces.append((part, predicted, pd.read_parquet(held) if held.exists() else None))
             for labels in _blocks(target, _labels_of(target, list(pieces[0][1].columns), prefix)) if pieces else ():
                 if len(_known_rows(rated, target, labels, pieces)) >= FEWEST_TRACKS:
-                    tested.append(_of_folds(rated, family, target, prefix, labels, pieces, options))
+                    tested.append(_of_folds(rated, family, target, prefix, labels, pieces, plan, options))
             if family == "crnn":
                 genres[family] = _genres(rated, pieces, options)
             if family not in training.RATING_PREFIX and pieces and family not in embeddings:
@@ -298,6 +298,7 @@ def _of_folds(
     prefix: str,
     labels: Sequence[str],
     pieces: Sequence[tuple[Part, pd.DataFrame, pd.DataFrame | None]],
+    plan: Plan,
     options: EvaluationOptions,
 ) -> Tested:
     known = people(rated, target)[list(labels)].to_numpy(float)
@@ -308,6 +309,8 @@ def _of_folds(
     means = np.concatenate([_group_means(rated, known, part) for part, _, _ in pieces])
     if family == "descriptors":
         baseline = np.full_like(predicted, np.nan)
+    dealt = [shuffled_predictions(rated, family, target, part, plan, options.work, options.seed) for part, _, _ in pieces]
+    floor = [table[[f"{prefix}_{label}" for label in labels]].to_numpy(float) for table in dealt if table is not None]
     order = np.argsort(rows)
     truth, thresholds, chosen_on = _decisions(rated, family, target, prefix, labels, pieces)
     return Tested(
@@ -320,6 +323,7 @@ def _of_folds(
         predicted[order],
         baseline[order],
         means[order],
+        np.concatenate(floor)[order] if floor else None,
         None if truth is None else truth[order],
         None if thresholds is None else thresholds[order],
         chosen_on,
@@ -526,7 +530,9 @@ def _of_bundle(
     truth, limits, chosen_on = _bundle_decisions(bundle, family, target, labels, values, rows)
     nobody = np.full(len(rows), -1, np.intp)
     means = _means_of_other_groups(rated, values, rows)
-    return Tested(family, target, tuple(labels), rows, nobody, values[rows], predicted, baseline, means, truth, limits, chosen_on)
+    return Tested(
+        family, target, tuple(labels), rows, nobody, values[rows], predicted, baseline, means, None, truth, limits, chosen_on
+    )
 
 
 def _embedding_columns(table: pd.DataFrame) -> list[str]:
@@ -677,7 +683,9 @@ def _scores(
         "about": {
             "baseline_r": "descriptor model (descriptors and note features) fitted on the same training parts",
             "group_mean_r": "mean rating of the track's genre over tracks of other artists or albums",
-            "shuffled_r": "mean r that 95 % of random pairings of ratings and predictions stay under",
+            "shuffled_r": "the same model fitted to ratings that were shuffled among the tracks of each training part, once; "
+            f"only of {', '.join(FITTED)}",
+            "chance_r": "mean r that 95 % of random pairings of ratings and predictions stay under",
             "ceiling_r": "square root of the split-half reliability of the listeners (Spearman-Brown)",
         },
     }
@@ -688,7 +696,7 @@ def _scores(
 
 
 def _output_entry(rated: Rated, one: Tested, corpus: str, held: NDArray[np.bool_], options: EvaluationOptions) -> dict[str, Any]:
-    from outputs.metrics import agreement, decision_scores, mean_r, shuffled_r
+    from outputs.metrics import agreement, chance_r, decision_scores, mean_r
 
     ratings, predicted = one.rated[held], one.predicted[held]
     overall = mean_r(ratings, predicted, resamples=options.resamples, seed=options.seed)
@@ -712,7 +720,8 @@ def _output_entry(rated: Rated, one: Tested, corpus: str, held: NDArray[np.bool_
         "headline": headline,
         "baseline_r": _mean_r(ratings, one.baseline[held]),
         "group_mean_r": _mean_r(ratings, one.group_mean[held]),
-        "shuffled_r": shuffled_r(ratings, predicted, seed=options.seed),
+        "shuffled_r": None if one.shuffled is None else _mean_r(ratings, one.shuffled[held]),
+        "chance_r": chance_r(ratings, predicted, seed=options.seed),
         "ceiling_r": _ceiling(rated, one.target, one.labels, corpus, one.rows[held]),
     }
 

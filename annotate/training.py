@@ -338,7 +338,7 @@ def check_targets(rated: Rated, families: Sequence[str], work: Path, plan: Plan 
             raise ValueError(
                 f"no track of {', '.join(rated.table['corpus'].unique())} has what {family} learns ({columns}){hint}"
             )
-        if family == "descriptors":
+        if family in RATING_PREFIX:
             for target in DESCRIPTOR_OUTPUTS:
                 columns_held, values = descriptor_targets(rated, target)
                 check_labels(rated.table, columns_held, family, np.flatnonzero(np.isfinite(values).all(axis=1)).tolist())
@@ -641,7 +641,7 @@ def train_network(rated: Rated, work: Path, family: str, plan: Plan) -> None:
         place = work / family / part.name
         if stage_done(place, rated, part.train, targets, how):
             continue
-        model = _train_part(rated, family, part, recipe, place, plan, work)
+        model = train_part(rated, family, part, recipe, place, plan, work)
         if part.fold is not None:
             columns = predict_network(rated, family, networks.with_embedding(model), part.test)
             np.save(place / "embeddings.npy", columns.pop("embedding"), allow_pickle=False)
@@ -653,7 +653,8 @@ def train_network(rated: Rated, work: Path, family: str, plan: Plan) -> None:
         finish_stage(place, rated, part.train, targets, how)
 
 
-def _train_part(rated: Rated, family: str, part: Part, recipe: Any, place: Path, plan: Plan, work: Path) -> Any:
+def train_part(rated: Rated, family: str, part: Part, recipe: Any, place: Path, plan: Plan, work: Path) -> Any:
+    """Train one network on what one part learns from, with its teacher; the finished plain graph. Checkpoints lie in `place`."""
     from models import networks
 
     teacher = plan.teacher or ("descriptors" if family in SPECTROGRAMS else "none")

@@ -422,15 +422,18 @@ def evaluation_lines(folder: Path) -> Iterator[str]:
     yield ""
     yield f"{corpora}; {scores['time_utc']}; `{portable(scores['command_line'])}`"
     yield ""
-    yield "| family | target | corpus | tracks | r | descriptor model | group mean | shuffled | ceiling | R² | AUROC | F1 |"
-    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    yield (
+        "| family | target | corpus | tracks | r | descriptor model | genre mean | fitted to shuffled ratings | "
+        "95 % of random pairings | ceiling | R² | AUROC | F1 |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     for family, entry in scores["families"].items():
         for one in entry.get("outputs", []):
             headline = one["headline"]
             r = number(headline.get("r"), 3)
             if headline.get("r_low") is not None:
                 r += f" ({headline['r_low']:.3f} to {headline['r_high']:.3f})"
-            rest = [one.get(name) for name in ("baseline_r", "group_mean_r", "shuffled_r", "ceiling_r")]
+            rest = [one.get(name) for name in ("baseline_r", "group_mean_r", "shuffled_r", "chance_r", "ceiling_r")]
             rest += [headline.get(name) for name in ("r2", "auroc", "f1")]
             cells = " | ".join(number(value) for value in rest)
             yield f"| `{family}` | {one['target']} | {one.get('corpus', '')} | {one['n']} | {r} | {cells} |"

@@ -128,8 +128,8 @@ def mean_r(rated: ArrayLike, predicted: ArrayLike, *, resamples: int = 1000, see
     return MeanR(float(r), low, high, true.shape[1])
 
 
-def shuffled_r(rated: ArrayLike, predicted: ArrayLike, *, shuffles: int = 200, seed: int = 0) -> float:
-    """Mean r that 95 % of random pairings of tracks' ratings with other tracks' predictions stay under: the floor.
+def chance_r(rated: ArrayLike, predicted: ArrayLike, *, shuffles: int = 200, seed: int = 0) -> float:
+    """Mean r that 95 % of random pairings of tracks' ratings with other tracks' predictions stay under.
 
     Arrays as for `agreement`; NaN without a label that can be evaluated.
     """

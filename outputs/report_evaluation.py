@@ -36,7 +36,8 @@ BASELINES: Final = {
     "r": "model",
     "baseline_r": "descriptor baseline",
     "group_mean_r": "mean of the group",
-    "shuffled_r": "shuffled ratings",
+    "shuffled_r": "fitted to shuffled ratings",
+    "chance_r": "95 % of random pairings",
     "ceiling_r": "raters' ceiling",
 }
 PLANES: Final = (("valence_mean", "arousal_mean"), ("valence", "arousal"), ("valence", "energy"))
@@ -161,7 +162,7 @@ def _headline(evaluation: Evaluation) -> Iterator[Part]:
             rows.append(
                 {"family": family, "target": output.get("target"), "corpus": output.get("corpus"), "n": output.get("n")}
                 | {name: headline.get(name) for name in ("r", "r_low", "r_high", "r2", "auroc", "f1")}
-                | {name: output.get(name) for name in ("baseline_r", "group_mean_r", "shuffled_r", "ceiling_r")}
+                | {name: output.get(name) for name in ("baseline_r", "group_mean_r", "shuffled_r", "chance_r", "ceiling_r")}
                 | {"configurations_tried": entry.get("configurations_tried")}
             )
     if not rows:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from annotate import evaluation, training, training_data
+from annotate import evaluation, evaluation_floor, training, training_data
 from annotate.evaluation import EvaluationOptions, evaluate
 from annotate.training_teacher import groups_seen, teach
 from models import bundle as bundles
@@ -112,7 +112,11 @@ def test_the_folder_is_what_reports_read(scores: dict[str, Any], options: Evalua
     assert probe["headline"]["r"] > 0.4  # the salience holds the cause
     assert probe["headline"]["r_low"] < probe["headline"]["r"] < probe["headline"]["r_high"]
     assert probe["headline"]["auroc"] > 0.6
-    assert -0.2 < probe["shuffled_r"] < 0.3
+    for family in ("descriptors", "va", "probe"):
+        for output in scores["families"][family]["outputs"]:
+            assert -0.35 < output["shuffled_r"] < 0.25  # nothing is left of what the cause tells
+            assert family == "va" or output["headline"]["r"] > 0.25  # two epochs teach it nothing
+            assert 0 < output["chance_r"] < 0.3
     assert 0.3 < probe["ceiling_r"] < 1
     assert probe["baseline_r"] is not None
     assert probe["group_mean_r"] is not None
@@ -268,3 +272,35 @@ def test_group_means_leave_out_the_tracks_own_artist(rated: training.Rated) -> N
     means = evaluation._means_of_other_groups(rated, values, rows)
     others = rated.table[(rated.table["genre"] == "rock") & (rated.table["artist"] != "artist 0")]
     assert means[0, 0] == pytest.approx(others["va_valence_mean"].mean())
+
+
+def test_shuffled_ratings_are_dealt_out_among_the_tracks_of_a_corpus(rated: training.Rated) -> None:
+    table = rated.table.assign(corpus=["emotify"] * 30 + ["soundtracks"] * 18)
+    held = replace(rated, table=table)
+    rows = np.array([*range(12), *range(30, 40)])
+    dealt = evaluation_floor.shuffled(held, rows, ["va"], 0).table
+    columns = ["va_valence_mean", "va_arousal_mean"]
+    other = np.setdiff1d(np.arange(TRACKS), rows)
+    pd.testing.assert_frame_equal(dealt.iloc[other], table.iloc[other])
+    pd.testing.assert_frame_equal(dealt.drop(columns=columns), table.drop(columns=columns))
+    for own in (rows[:12], rows[12:]):
+        before, after = table[columns].iloc[own].to_numpy(), dealt[columns].iloc[own].to_numpy()
+        assert sorted(map(tuple, before)) == sorted(map(tuple, after))  # whole rows, of the same corpus
+        assert (before != after).any()
+
+
+def test_the_floor_is_fitted_to_shuffled_ratings_alone(
+    options: EvaluationOptions, rated: training.Rated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = training.Part("fold0", 0, np.arange(12, TRACKS), np.array([], np.intp), np.arange(12))
+    plan = training.Plan(recipes=options.recipes, folds=2)
+    found = evaluation_floor.shuffled_predictions(rated, "descriptors", "va", part, plan, tmp_path, 0)
+    other = rated.table.copy()
+    other.loc[:11, "va_valence_mean"] = 1.0  # what the held-out tracks are rated makes no difference
+    again = evaluation_floor.shuffled_predictions(replace(rated, table=other), "descriptors", "va", part, plan, tmp_path / "b", 0)
+    pd.testing.assert_frame_equal(found, again)
+    monkeypatch.setattr(evaluation_floor, "_fit", lambda *_: pytest.fail("it is kept"))
+    pd.testing.assert_frame_equal(
+        found, evaluation_floor.shuffled_predictions(rated, "descriptors", "va", part, plan, tmp_path, 0)
+    )
+    assert evaluation_floor.shuffled_predictions(rated, "joint", "film", part, plan, tmp_path, 0) is None

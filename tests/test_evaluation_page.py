@@ -105,7 +105,7 @@ def test_remarks_stand_by_their_targets(evaluation: ModuleType, held: bundle.Bun
 def test_an_evaluation_folder_is_shown(evaluation: ModuleType, held: bundle.Bundle, tmp_path: Path) -> None:
     headline = {"r": 0.5123, "r_low": 0.4, "r_high": 0.6, "r2": 0.2, "auroc": 0.71, "f1": None}
     output = {"target": "gems", "columns": [], "corpus": "emotify", "n": 91, "headline": headline}
-    output |= {"baseline_r": 0.55, "group_mean_r": 0.27, "shuffled_r": 0.01, "ceiling_r": 0.8}
+    output |= {"baseline_r": 0.55, "group_mean_r": 0.27, "shuffled_r": 0.01, "chance_r": 0.12, "ceiling_r": 0.8}
     scores = {
         "schema_version": 1,
         "kind": "evaluation",
@@ -121,7 +121,9 @@ def test_an_evaluation_folder_is_shown(evaluation: ModuleType, held: bundle.Bund
     (tmp_path / "scores.json").write_text(json.dumps(scores))
     text = evaluation.page(held.manifest, held.digest, None, {}, {}, [tmp_path])
     assert "bundle default 1.0 on tracks that the bundle was not trained on" in text
-    assert "| `emotion` | gems | emotify | 91 | 0.512 (0.400 to 0.600) | 0.55 | 0.27 | 0.01 | 0.80 | 0.20 | 0.71 |  |" in text
+    assert (
+        "| `emotion` | gems | emotify | 91 | 0.512 (0.400 to 0.600) | 0.55 | 0.27 | 0.01 | 0.12 | 0.80 | 0.20 | 0.71 |  |" in text
+    )
     assert "Genre (`crnn`): accuracy 0.800, top-3 0.990." in text
     for how, said in (({"folds": 5}, "retrained on 5 grouped folds, seed 0"), ({"split": "a.txt"}, "on the split a.txt, seed 0")):
         (tmp_path / "scores.json").write_text(json.dumps(scores | {"mode": "folds"} | how))

@@ -119,6 +119,9 @@ def test_what_cannot_be_learned_is_refused_before_training(tmp_path: Path) -> No
         training.check_targets(rated(**shares()), ["emotion"], tmp_path, training.Plan(folds=8))
     with pytest.raises(ValueError, match="name with --frozen a bundle"):
         training.check_targets(rated(**shares()), ["probe"], tmp_path, training.Plan(folds=2))
+    with pytest.raises(ValueError, match=r"gems_power is 0\.5 for all 12 tracks: best cannot learn"):
+        training.check_targets(rated(**constant), ["best"], tmp_path)
+    training.check_targets(rated(**shares()), ["best", "descriptors"], tmp_path, training.Plan(folds=2))
     norms = {f"vad_{label}": np.linspace(2, 8, 12) for label in ("valence", "arousal", "dominance")}
     with pytest.raises(ValueError, match="all tracks are rock: one class only"):
         training.check_targets(rated(**norms), ["crnn"], tmp_path)
