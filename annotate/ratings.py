@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,7 @@ MIDLEVEL_COLUMNS: Final = {
 EMOTIFY_OFFSETS: Final = {"classical": 0, "rock": 100, "electronic": 200, "pop": 300}  # not the alphabetical order
 MIDLEVEL_SOUNDTRACKS_OFFSET: Final = 3575  # Mid-level song ids 3576–3935 are Soundtracks 1–360
 DEAM_LAST_ID_OF_2013: Final = 1000
+HIGHEST_ID: Final = 2**31 - 1
 DEAM_MIN_SONGS: Final = 20  # fewer songs with dynamic annotations decide nothing about an exchange
 
 RatingUnit = tuple[str, str, float, float]  # description, unit, low, high
@@ -94,9 +96,11 @@ def read_emotify(path: Path) -> Labels:
     Raises
     ------
     ValueError
-        A column missing or there twice, a track id that is not in 1–400, a value that is not 0 or 1.
+        No CSV, no row, a column missing or there twice, a track id that is not in 1–400, a value that is not 0 or 1.
     """
     table = _read_csv(path, required=("track id", *GEMS))
+    if not len(table):
+        raise ValueError(f"{path}: no listener")
     ids = _numbers(table, "track id")
     _refuse(path, table, ~ids.isin(range(1, 401)), "track id", "must be a whole number in 1–400")
     choices = pd.DataFrame({label: _numbers(table, label) for label in GEMS})
@@ -321,8 +325,7 @@ def _deam_exchange(folder: Path, static: pd.DataFrame) -> tuple[bool, list[str]]
         path = folder / "dynamic (per second annotations)" / f"{dimension}.csv"
         if not path.is_file():
             return False, [f"DEAM: no dynamic {dimension}.csv: whether valence and arousal of 2013 are exchanged was not checked"]
-        dynamic = pd.read_csv(path, index_col=0)
-        dynamic.index = dynamic.index.astype("str")
+        dynamic = _read_dynamic(path)
         means[dimension] = dynamic.mean(axis=1)
     table = static.join(pd.DataFrame(means), how="inner").dropna()
     if len(table) < DEAM_MIN_SONGS:
@@ -342,15 +345,32 @@ def _deam_exchange(folder: Path, static: pd.DataFrame) -> tuple[bool, list[str]]
     return exchanged, [f"DEAM: valence and arousal of 2013 (ids ≤ {DEAM_LAST_ID_OF_2013}) {verdict}: {figures}"]
 
 
+def _read_dynamic(path: Path) -> pd.DataFrame:
+    """Values every half second by song; what is no number is missing."""
+    try:
+        table = pd.read_csv(path, index_col=0, encoding_errors="replace", low_memory=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a readable CSV file ({' '.join(str(error).split())})") from None
+    table = table.apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
+    table.index = table.index.astype("str")
+    twice = table.index[table.index.duplicated()].unique()
+    if len(twice):
+        raise ValueError(f"{path}: songs there twice: {_some(twice)}")
+    return table
+
+
 def _read_deam_metadata(path: Path) -> dict[str, dict[str, str]]:
     """Artist, album, title and genre by song id; by the header, as the three years order their columns differently."""
     found: dict[str, dict[str, str]] = {"artist": {}, "album": {}, "title": {}, "genre": {}}
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        rows = csv.reader(file)
-        header = [name.strip().casefold() for name in next(rows, [])]
+        try:
+            rows = list(csv.reader(file))
+        except csv.Error as error:
+            raise ValueError(f"{path}: not a readable CSV file ({error})") from None
+        header = [name.strip().casefold() for name in rows[0]] if rows else []
         at = {name: header.index(name) for name in found if name in header}
-        for row in rows:
-            if not row or not row[0].strip().isdigit():
+        for row in rows[1:]:
+            if not row or not re.fullmatch("[0-9]{1,9}", row[0].strip()):
                 continue
             key = str(int(row[0]))
             for name, column in at.items():
@@ -385,13 +405,7 @@ def _without_n(ratings: pd.DataFrame) -> pd.DataFrame:
 
 def _read_csv(path: Path, required: Iterable[str]) -> pd.DataFrame:
     """Read a CSV as text, column names stripped and lower-case; row i of the index is line i of the file."""
-    try:
-        table = pd.read_csv(path, dtype="str", keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
-    except UnicodeDecodeError:
-        table = pd.read_csv(path, dtype="str", keep_default_na=False, encoding="cp1252", skip_blank_lines=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
-    table = table.fillna("")
+    table = parse_csv(path, keep_default_na=False, skip_blank_lines=False).fillna("")
     table.columns = [str(name).strip().casefold() for name in table.columns]
     # pandas renames a second `power` to `power.1`
     twice = [name for name in required if f"{name}.1" in table.columns or list(table.columns).count(name) > 1]
@@ -404,13 +418,49 @@ def _read_csv(path: Path, required: Iterable[str]) -> pd.DataFrame:
     return table[(table != "").any(axis=1)]
 
 
+def parse_csv(
+    path: Path, *, keep_default_na: bool = True, skip_blank_lines: bool = True, skipinitialspace: bool = False
+) -> pd.DataFrame:
+    """Parse a CSV as text, UTF-8 or else Windows-1252; a first line is the header, and no column becomes the index.
+
+    Raises
+    ------
+    ValueError
+        What is no CSV, and lines that are longer than the header; with the file.
+    """
+
+    def parse(encoding: str, encoding_errors: str) -> pd.DataFrame:
+        return pd.read_csv(
+            path,
+            dtype="str",
+            index_col=False,
+            encoding=encoding,
+            encoding_errors=encoding_errors,
+            keep_default_na=keep_default_na,
+            skip_blank_lines=skip_blank_lines,
+            skipinitialspace=skipinitialspace,
+        )
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            try:
+                return parse("utf-8-sig", "strict")
+            except UnicodeDecodeError:
+                return parse("cp1252", "replace")
+        except pd.errors.ParserWarning:
+            raise ValueError(f"{path}: not a readable CSV file (lines with more fields than the header has names)") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: not a readable CSV file ({' '.join(str(error).split())})") from None
+
+
 def _numbers(table: pd.DataFrame, column: str) -> pd.Series[float]:
-    return pd.to_numeric(table[column].str.strip(), errors="coerce")
+    return pd.to_numeric(table[column].str.strip(), errors="coerce").astype(float)
 
 
 def _ids(path: Path, table: pd.DataFrame, column: str) -> pd.Series[int]:
     ids = _numbers(table, column)
-    _refuse(path, table, ids.isna() | (ids % 1 != 0) | (ids < 0), column, "must be a whole number")
+    _refuse(path, table, ~ids.between(0, HIGHEST_ID) | (ids % 1 != 0), column, "must be a whole number")
     _refuse(path, table, ids.duplicated(keep=False), column, "must be there once")
     return ids.astype(int)
 

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import pandas as pd
 
 from annotate import ratings as labels_of
@@ -382,9 +383,9 @@ def read_plain_ratings(path: Path) -> Labels:
         If it has no column of ids or no column of numbers.
     """
     try:
-        table = pd.read_csv(path, skipinitialspace=True, encoding="utf-8-sig", dtype=str)
+        table = labels_of.parse_csv(path, skipinitialspace=True)
     except (ValueError, OSError) as error:
-        raise ValueError(f"--ratings {path}: not a readable CSV file ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"--ratings {error}") from None
     table.columns = [str(name).strip() for name in table.columns]
     lower = {name.casefold(): name for name in table.columns}
     id_column = next((lower[name] for name in ID_COLUMNS if name in lower), None)
@@ -396,6 +397,8 @@ def read_plain_ratings(path: Path) -> Labels:
         if name == id_column:
             continue
         values = pd.to_numeric(table[name], errors="coerce").astype(float)
+        if np.isinf(values).any():
+            raise ValueError(f"--ratings {path}: {name} holds infinite numbers")
         if values.notna().any() and values.notna().sum() == table[name].notna().sum():
             label = name.casefold().replace(" ", "_").removeprefix("rated_")
             numbers[f"rated_{label}"] = values
