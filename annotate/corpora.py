@@ -21,16 +21,18 @@ Conventions
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import gc
 import os
 import re
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import mutagen
 import pandas as pd
@@ -76,6 +78,8 @@ UNSUPPORTED_EXTENSIONS: Final = frozenset(
         ".mka",
     )
 )
+
+DIGITS: Final = re.compile("([0-9]+)")
 
 
 class NoAudioFound(ValueError):
@@ -124,10 +128,10 @@ class Corpus:
     rating_without_audio: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _File:
-    path: str
+class _File(NamedTuple):
     folder: str
+    name: str
+    stem: str
     track: str
     size: int
     mtime_ns: int
@@ -139,6 +143,19 @@ class _Layout:
     home: str  # folder of the corpus: of its label files, or above its genre folders
 
 
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Let the cyclic collector rest: going through all that was found, again and again, takes a third of a large scan."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_no_collection()
 def scan(
     paths: Sequence[str | os.PathLike[str]],
     *,
@@ -334,25 +351,31 @@ def _find_audio(starts: Sequence[str], root: str, messages: list[str]) -> list[_
     unsupported: Counter[str] = Counter()
     broken: list[str] = []
     seen: set[tuple[int, int]] = set()
-    inside = root.rstrip("/") + "/"
 
-    def admit(path: str, status: os.stat_result | None) -> None:
-        extension = os.path.splitext(path)[1].lower()
+    def identity(folder: str) -> str:
+        """What the identities of a folder's files begin with."""
+        return "" if folder == root else path_text(os.path.relpath(folder, root)) + "/"
+
+    def admit(folder: str, above: str, name: str, look: Callable[[], os.stat_result | None]) -> None:
+        # `look` only where the name is one of audio
+        stem, extension = os.path.splitext(name)
+        extension = extension.lower()
         if extension in UNSUPPORTED_EXTENSIONS:
             unsupported[extension] += 1
         elif extension in AUDIO_EXTENSIONS:
+            path, status = os.path.join(folder, name), look()
             if status is None:
                 broken.append(path)
             elif stat.S_ISREG(status.st_mode):
-                below = path[len(inside) :] if path.startswith(inside) else os.path.relpath(path, root)
-                found[path] = _File(path, os.path.dirname(path), path_text(below), status.st_size, status.st_mtime_ns)
+                found[path] = _File(folder, name, stem, above + path_text(name), status.st_size, status.st_mtime_ns)
 
     pending: list[str] = []
     for start in starts:
         if os.path.isdir(start):
             pending.append(start)
         else:
-            admit(start, os.stat(start))
+            folder, name = os.path.split(start)
+            admit(folder, identity(folder), name, partial(os.stat, start))
             if os.path.splitext(start)[1].lower() not in AUDIO_EXTENSIONS | UNSUPPORTED_EXTENSIONS:
                 messages.append(f"{_plain(start)} does not have the name of an audio file")
     linked: list[str] = []  # folders behind symbolic links wait until every real one was read
@@ -367,6 +390,7 @@ def _find_audio(starts: Sequence[str], root: str, messages: list[str]) -> list[_
                     again.append(folder)
                 continue
             seen.add((status.st_dev, status.st_ino))
+            above = identity(folder)
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if entry.name.startswith(".") or entry.name == "__MACOSX":
@@ -374,7 +398,7 @@ def _find_audio(starts: Sequence[str], root: str, messages: list[str]) -> list[_
                     if _leads_to_folder(entry):
                         (linked if entry.is_symlink() else pending).append(entry.path)
                     else:
-                        admit(entry.path, _stat(entry))
+                        admit(folder, above, entry.name, partial(_stat, entry))
         except OSError:
             unreadable.append(folder)
         if not pending:
@@ -417,7 +441,9 @@ def _natural_folders(path: str) -> tuple[tuple[int | str, ...], ...]:
 
 
 def _natural_part(part: str) -> tuple[int | str, ...]:
-    return tuple(int(piece) if at % 2 else piece for at, piece in enumerate(re.split("([0-9]+)", part)))
+    pieces: list[int | str] = list(DIGITS.split(part))
+    pieces[1::2] = map(int, pieces[1::2])
+    return tuple(pieces)
 
 
 def _is_kept(track: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
@@ -439,7 +465,7 @@ def _layouts(files: Sequence[_File], root: str, corpus: str) -> dict[str, _Layou
     """Layout of each folder that holds audio."""
     stems: dict[str, list[str]] = defaultdict(list)
     for file in files:
-        stems[file.folder].append(_stem(file.path))
+        stems[file.folder].append(file.stem)
     listings: dict[str, frozenset[str]] = {}
     wanted = CORPORA if corpus == "auto" else (corpus, "folder")
     return {folder: _layout(folder, names, root, wanted, listings) for folder, names in stems.items()}
@@ -520,10 +546,6 @@ def _without_renumbered_copies(files: list[_File], layouts: Mapping[str, _Layout
     return kept
 
 
-def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(path))[0]
-
-
 def _number(stem: str, highest: int) -> int | None:
     return int(stem) if re.fullmatch("[0-9]{1,9}", stem) and 1 <= int(stem) <= highest else None
 
@@ -571,7 +593,7 @@ _folder_path = lru_cache(maxsize=1024)(Path)  # many files share a folder, and p
 def _track(file: _File, layout: _Layout, labels: Mapping[_Layout, Labels]) -> Track:
     """Give a file its corpus id; a file that has none in its corpus's folder is a plain track."""
     plain = Track(
-        path=_folder_path(file.folder) / os.path.basename(file.path),
+        path=_folder_path(file.folder) / file.name,
         track=file.track,
         corpus="folder",
         track_key=file.track,
@@ -582,7 +604,7 @@ def _track(file: _File, layout: _Layout, labels: Mapping[_Layout, Labels]) -> Tr
     )
     if layout.corpus == "folder":
         return plain
-    folder, stem = os.path.basename(file.folder), _stem(file.path)
+    folder, stem = os.path.basename(file.folder), file.stem
     if layout.corpus == "emotify":
         genre = folder.casefold()
         in_genre = genre in EMOTIFY_OFFSETS
@@ -674,7 +696,8 @@ def _say_strays(tracks: Sequence[Track], layouts: Mapping[str, _Layout], message
 def _say_shared_keys(tracks: Sequence[Track], messages: list[str]) -> None:
     by_key: dict[tuple[str, str], list[str]] = defaultdict(list)
     for track in tracks:
-        by_key[track.corpus, track.track_key].append(track.track)
+        if track.corpus != "folder":  # there the key is the identity
+            by_key[track.corpus, track.track_key].append(track.track)
     shared = [names for names in by_key.values() if len(names) > 1]
     if shared:
         messages.append(f"{len(shared)} ids belong to more than one file, e.g. {_some(map(_plain, shared[0]))}")

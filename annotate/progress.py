@@ -7,12 +7,12 @@ when it has been decoded; until then its bytes say it, by the bytes a second of 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import PurePath
 from typing import Protocol
 
 log = logging.getLogger("annotate")
@@ -71,7 +71,8 @@ class TimeLeft:
         self.sizes = {track.track: track.size for track in tracks}
         self.bytes_left: dict[str, int] = {}  # by suffix
         for name, size in self.sizes.items():
-            self.bytes_left[suffix_of(name)] = self.bytes_left.get(suffix_of(name), 0) + size
+            suffix = suffix_of(name)
+            self.bytes_left[suffix] = self.bytes_left.get(suffix, 0) + size
         self.measured: dict[str, tuple[int, float]] = {}  # suffix -> bytes and seconds of finished tracks
         self.last: tuple[float, float] | None = None  # seconds of audio done, seconds since the start
         self.sums = [0.0] * 5  # over the points before: 1, x, y, x², xy
@@ -120,7 +121,7 @@ def added(sums: list[float], x: float, y: float) -> list[float]:
 
 def suffix_of(track: str) -> str:
     """Suffix of a track's name, lower case, as files of one codec share it."""
-    return PurePath(track).suffix.lower()
+    return os.path.splitext(track)[1].lower()
 
 
 def spoken(seconds: float) -> str:

@@ -348,7 +348,7 @@ def _deam_exchange(folder: Path, static: pd.DataFrame) -> tuple[bool, list[str]]
 def _read_dynamic(path: Path) -> pd.DataFrame:
     """Values every half second by song; what is no number is missing."""
     try:
-        table = pd.read_csv(path, index_col=0, encoding_errors="replace", low_memory=False)
+        table: pd.DataFrame = pd.read_csv(path, index_col=0, encoding_errors="replace", low_memory=False)
     except ValueError as error:
         raise ValueError(f"{path}: not a readable CSV file ({' '.join(str(error).split())})") from None
     table = table.apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
@@ -430,7 +430,7 @@ def parse_csv(
     """
 
     def parse(encoding: str, encoding_errors: str) -> pd.DataFrame:
-        return pd.read_csv(
+        table: pd.DataFrame = pd.read_csv(
             path,
             dtype="str",
             index_col=False,
@@ -440,6 +440,7 @@ def parse_csv(
             skip_blank_lines=skip_blank_lines,
             skipinitialspace=skipinitialspace,
         )
+        return table
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)

@@ -340,8 +340,8 @@ class RunFolder:
         """Yield the part of each track, or None (as `read_part`); for many tracks of which few may be done."""
         there = {path.name for path in self._part_files()}
         for track in tracks:
-            path = _part_path(track)
-            yield self._read(self.parts_folder / path) if path.name in there else None
+            path = _part_path(track) if there else None
+            yield self._read(self.parts_folder / path) if path is not None and path.name in there else None
 
     def parts(self) -> Iterator[Part]:
         """Yield every finished track, in the order of the part names (not of the scan); broken parts as `read_part`."""

@@ -15,8 +15,6 @@ from itertools import pairwise
 import librosa
 import numpy as np
 import scipy.fft
-from librosa.filters import chroma as chroma_filterbank
-from librosa.filters import mel as mel_filterbank
 from numpy.typing import NDArray
 
 from features.windows import Signal, check_signal, cut, leveled
@@ -81,6 +79,10 @@ def descriptor_names(spec: DescriptorSpec) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4)
 def _filters(spec: DescriptorSpec) -> tuple[Array, Array]:
+    # late: it takes a second to import, which a run's main process need not wait for
+    from librosa.filters import chroma as chroma_filterbank
+    from librosa.filters import mel as mel_filterbank
+
     mel = mel_filterbank(sr=spec.sample_rate, n_fft=spec.n_fft, n_mels=spec.n_mels)
     chroma = chroma_filterbank(sr=spec.sample_rate, n_fft=spec.n_fft, tuning=0.0)
     return mel, chroma

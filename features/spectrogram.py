@@ -19,7 +19,6 @@ from functools import lru_cache
 import librosa
 import numpy as np
 import scipy.fft
-from librosa.filters import mel as mel_filterbank
 from numpy.typing import NDArray
 
 from features.windows import Signal, check_signal, cut, leveled, plan_windows
@@ -181,6 +180,8 @@ def log_frequency_windows(signal: Signal, spec: LogFrequencySpec) -> Iterator[Ar
 
 @lru_cache(maxsize=8)
 def _mel_filters(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float | None) -> Array:
+    from librosa.filters import mel as mel_filterbank  # late: see features.descriptors
+
     filters: Array = mel_filterbank(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=f_min, fmax=f_max)
     return filters
 
@@ -227,6 +228,8 @@ def mel_mfcc_contrast(segment: Signal, spec: MelMfccContrastSpec) -> Array:
 
 @lru_cache(maxsize=4)
 def _tagger_filterbank(spec: TaggerMelSpec) -> Array:
+    from librosa.filters import mel as mel_filterbank
+
     filters: Array = mel_filterbank(sr=spec.sample_rate, n_fft=spec.n_fft, n_mels=spec.n_mels)
     return filters
 
