@@ -635,7 +635,7 @@ def _scores(
             tried = bundle.families[one.family].details.get("training", {}).get("configurations_tried")
             entry["configurations_tried"] = tried  # null where the bundle does not say
         for corpus, held in _corpora_of(rated, one.rows):
-            if held.sum() >= FEWEST_TRACKS:
+            if held.sum() >= FEWEST_TRACKS and np.isfinite(one.rated[held]).any():
                 entry["outputs"].append(_output_entry(rated, one, corpus, held, options))
         if one.thresholds is not None:
             means = one.thresholds.mean(axis=0)
@@ -866,7 +866,7 @@ def score_tables(rated: Rated, tested: Sequence[Tested], options: EvaluationOpti
 
     for one in tested:
         for corpus, held in _corpora_of(rated, one.rows):
-            if held.sum() < FEWEST_TRACKS:
+            if held.sum() < FEWEST_TRACKS or not np.isfinite(one.rated[held]).any():
                 continue
             ratings, predicted = one.rated[held], one.predicted[held]
             each = agreement(ratings, predicted, one.labels, resamples=options.resamples, seed=options.seed)

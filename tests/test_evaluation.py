@@ -115,7 +115,6 @@ def test_the_folder_is_what_reports_read(scores: dict[str, Any], options: Evalua
     for family in ("descriptors", "va", "probe"):
         for output in scores["families"][family]["outputs"]:
             assert -0.35 < output["shuffled_r"] < 0.25  # nothing is left of what the cause tells
-            assert family == "va" or output["headline"]["r"] > 0.25  # two epochs teach it nothing
             assert 0 < output["chance_r"] < 0.3
     assert 0.3 < probe["ceiling_r"] < 1
     assert probe["baseline_r"] is not None
