@@ -136,7 +136,7 @@ def _fill(
     for family, entry in entries.items():
         own = {f"{prefix} on {corpus}": table for (owner, prefix, corpus), table in scores.items() if owner == family}
         entry["scores"] = own
-    if "crnn" in entries and f"genre_p_{GENRES.labels[0]}" in predictions:
+    if "genres" in entries.get("crnn", {}) and f"genre_p_{GENRES.labels[0]}" in predictions:
         entries["crnn"]["genre"] = _genre_scores(rated, predictions)
     arrays: dict[str, Any] = dict(reference)
     np.savez_compressed(temporary / "reference.npz", **arrays)
@@ -289,6 +289,8 @@ def _network_entry(
     trained = keras.saving.load_model(work / family / "final" / "model.keras", compile=False)
     arguments = _arguments(family, trained)
     entry = network_base(family, arguments) | {"engine": f"{family}.onnx", "training": _training_record(rated, work, family)}
+    if family == "crnn" and not rated.table["genre"].iloc[training.rated_rows(rated, family)].isin(GENRES.labels).any():
+        del entry["genres"]  # its head for them learned nothing
     shell = bundles._family(family, entry)
     graph = bundles.build_graph(shell)
     trained.set_weights([rounded(weight) for weight in trained.get_weights()])
@@ -299,8 +301,10 @@ def _network_entry(
         rows = _spread_rows(rated, family)
         windows = [window for track in training.network_windows(rated, family, rows) for window in track]
         picked = np.random.default_rng(0).permutation(len(windows))
-        calibration = [windows[k] for k in picked[:CALIBRATION_WINDOWS]]
-        checked = [windows[k] for k in picked[CALIBRATION_WINDOWS : CALIBRATION_WINDOWS + AGREEMENT_WINDOWS]]
+        # of few windows half; where that is too little to calibrate on, all are for the check
+        count = min(CALIBRATION_WINDOWS, len(windows) // 2) if len(windows) >= 2 * export.FEWEST_WINDOWS else 0
+        calibration = [windows[k] for k in picked[:count]]
+        checked = [windows[k] for k in picked[count : count + AGREEMENT_WINDOWS]]
         engine, record = export.engine(graph, family, calibration, checked)
         entry["engine_agreement"] = record
         inputs = np.stack(checked[:REFERENCE_WINDOWS])[..., None].astype(np.float16).astype(np.float32)
@@ -439,10 +443,13 @@ def _training_record(rated: Rated, work: Path, family: str) -> dict[str, Any]:
     if finished.exists():  # the shipped model may have seen fewer
         keys = pd.MultiIndex.from_frame(rated.table[["corpus", "track_key"]])
         known &= keys.isin([tuple(key) for key in json.loads(finished.read_text())["trained_on"]])
-    record = _tracks_record(rated, known)
+    record = _tracks_record(rated, known) | {"configurations_tried": training.number_tried(work, family)}
     path = work / family / "final" / "recipe.json"
     if path.exists():
         record["recipe"] = json.loads(path.read_text())
+    elif (work / family / "record.json").exists():
+        how = json.loads((work / family / "record.json").read_text())["how"]
+        record["recipe"] = {"recipe": {name: value for name, value in how.items() if name != "frozen"}}
     if family in training.SPECTROGRAMS and record.get("recipe", {}).get("recipe", {}).get("pseudo_weight", 0) > 0:
         others = rated.table["corpus"].drop(training.rated_rows(rated, family))
         record["pseudo_labelled"] = {str(corpus): int(count) for corpus, count in others.value_counts().items()}
@@ -462,7 +469,7 @@ def _tracks_record(rated: Rated, known: NDArray[Any]) -> dict[str, Any]:
 
 def _rating_models(rated: Rated, work: Path, family: str, folder: Path, reference: dict[str, Array]) -> dict[str, Any]:
     """Pack the models of `descriptors` or `best`, an ONNX graph an output."""
-    outputs, engines, known = [], {}, np.zeros(len(rated.table), bool)
+    outputs, engines, recipe, known = [], {}, {}, np.zeros(len(rated.table), bool)
     prefix = {"descriptors": "desc", "best": "best"}[family]
     inputs = training.rating_inputs(rated, family)[:: max(len(rated.table) // 8, 1)][:8]
     reference[f"{family}/input"] = inputs
@@ -472,6 +479,7 @@ def _rating_models(rated: Rated, work: Path, family: str, folder: Path, referenc
             continue
         _, targets = training.descriptor_targets(rated, target)
         known |= np.isfinite(targets).all(axis=1)
+        recipe = json.loads((work / family / target / "record.json").read_text())["how"]
         engines[target] = f"{family}_{target}.onnx"
         shutil.copyfile(model, folder / engines[target])
         outputs.append(_block(target, f"{prefix}_{target}", BEST_LABELS[target], *RATINGS[target]))
@@ -483,7 +491,8 @@ def _rating_models(rated: Rated, work: Path, family: str, folder: Path, referenc
         "pooling": "whole track",
         "outputs": outputs,
         "engines": engines,
-        "training": _tracks_record(rated, known),
+        "training": _tracks_record(rated, known)
+        | {"configurations_tried": training.number_tried(work, family), "recipe": {"recipe": recipe}},
     }
 
 
@@ -618,7 +627,7 @@ def _genre_scores(rated: Rated, predictions: pd.DataFrame) -> dict[str, Any]:
     from outputs.metrics import genre_scores
 
     columns = [f"genre_p_{label}" for label in GENRES.labels]
-    rows = predictions[columns[0]].notna().to_numpy()
+    rows = predictions[columns[0]].notna().to_numpy() & rated.table["genre"].isin(GENRES.labels).to_numpy()
     found = genre_scores(rated.table.loc[rows, "genre"].tolist(), predictions.loc[rows, columns].to_numpy(float), GENRES.labels)
     return {
         "tracks": int(rows.sum()),

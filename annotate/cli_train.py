@@ -226,7 +226,7 @@ def train(family: str, corpora: tuple[Path, ...], **options: Any) -> None:
         if out is None:
             raise click.UsageError("--out is needed: the folder of the bundle to write")
         from annotate.bundling import check_request, write_bundle
-        from annotate.training import Plan, check_targets, gather
+        from annotate.training import Plan, check_targets, gather, wants_tagger
         from annotate.training import train as train_families
         from annotate.training_data import tagger_engine
         from annotate.training_labels import LabelFile, find_split
@@ -251,7 +251,7 @@ def train(family: str, corpora: tuple[Path, ...], **options: Any) -> None:
             word_norms=options["word_norms"],
             jobs=options["jobs"],
             labels=labels,
-            tagger_engine=tagger_engine(place) if "best" in families else None,
+            tagger_engine=tagger_engine(place) if any(wants_tagger(one, recipes[one]) for one in families) else None,
         )
         check_targets(rated, families, place, plan)
         train_families(rated, place, families, plan)

@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from annotate import training
+from annotate import training, training_data
 from annotate.console import log
 from annotate.evaluation_floor import FITTED, shuffled_predictions
 from annotate.training import Part, Plan, Rated, columns_of, values_of
@@ -133,7 +133,7 @@ def evaluate(options: EvaluationOptions) -> dict[str, Any]:
         word_norms=options.word_norms,
         jobs=options.jobs,
         labels=options.labels,
-        tagger_engine=bundle.file(str(bundle.families["best"].engine)) if "best" in bundle.families else None,
+        tagger_engine=_tagger_engine(bundle, options),
     )
     families = _families(rated, bundle, options)
     if options.folds is None and options.split is None:
@@ -158,6 +158,18 @@ def evaluate(options: EvaluationOptions) -> dict[str, Any]:
     scores = _scores(rated, bundle, tested, genres, embeddings, options, plan)
     _write(rated, scores, tested, genres, embeddings, families, options)
     return scores
+
+
+def _tagger_engine(bundle: bundles.Bundle, options: EvaluationOptions) -> Path | None:
+    """Graph of the tagging network: the bundle's, or the published one where a recipe learns from it; None where nothing does."""
+    if "best" in bundle.families:
+        return bundle.file(str(bundle.families["best"].engine))
+    if options.folds is None and options.split is None:
+        return None
+    families = [family for family in options.families or bundle.families if family in OUTPUTS]
+    recipes = _recipes(bundle, families, options)
+    wanted = any(training.wants_tagger(family, recipes[family]) for family in families)
+    return training_data.tagger_engine(options.work) if wanted else None
 
 
 def _families(rated: Rated, bundle: bundles.Bundle, options: EvaluationOptions) -> list[str]:
@@ -199,11 +211,16 @@ def _recipes(bundle: bundles.Bundle, families: Sequence[str], options: Evaluatio
         if family in bundle.families:
             training_record = bundle.families[family].details.get("training", {})
             stored = training_record.get("recipe", {}).get("recipe", {})
-        known = {name: value for name, value in stored.items() if hasattr(RECIPES[family], name)}
+        known = {name: _tuples(value) for name, value in stored.items() if hasattr(RECIPES[family], name)}
         recipes[family] = options.recipes.get(family) or type(RECIPES[family])(**known)
         if not known and family not in options.recipes:
             recipes[family] = RECIPES[family]
     return recipes
+
+
+def _tuples(value: Any) -> Any:
+    """Lists of a JSON file as the tuples of a recipe."""
+    return tuple(_tuples(part) for part in value) if isinstance(value, list) else value
 
 
 def _complete_rows(rated: Rated, target: str) -> NDArray[np.intp]:

@@ -193,6 +193,7 @@ def gather(
         if corpus.listeners is not None:
             listeners.append(corpus.listeners)
     table = pd.concat(tables, ignore_index=True)
+    _refuse_twice(table)
     if labels is not None:
         table = _with_labels(table, labels)
     table["split_group"] = _joined_groups(table)
@@ -202,6 +203,23 @@ def gather(
         pd.concat(listeners, ignore_index=True) if listeners else None,
         messages,
     )
+
+
+def _refuse_twice(table: pd.DataFrame) -> None:
+    """Refuse ids that several files have: which of them was rated nobody knows, and copies could stand on both sides of a split.
+
+    Raises
+    ------
+    ValueError
+        Naming the ids and the files.
+    """
+    twice = table[table.duplicated(["corpus", "track_key"], keep=False)]
+    if len(twice):
+        ids = [f"{corpus} {key} ({', '.join(paths)})" for (corpus, key), paths in twice.groupby(["corpus", "track_key"])["path"]]
+        raise ValueError(
+            f"{len(ids)} ids belong to more than one file: {some(ids, 3)}; an id must be that of one file: name each corpus "
+            "once, and leave out copies"
+        )
 
 
 def _with_labels(table: pd.DataFrame, file: LabelFile) -> pd.DataFrame:
@@ -269,7 +287,7 @@ def _targets(corpus: str, table: pd.DataFrame, ratings: pd.DataFrame, word_norms
         for label in ("valence", "arousal"):
             take(f"va_{label}_mean", label, 2.0, -1.0)
             take(f"va_{label}_std", f"{label}_std", 2.0)
-    elif corpus in ("deam", "muse"):
+    elif corpus == "deam":
         for label in ("valence", "arousal"):
             take(f"va_{label}_mean", label)
             take(f"va_{label}_std", f"{label}_std")
@@ -341,7 +359,11 @@ def check_targets(rated: Rated, families: Sequence[str], work: Path, plan: Plan 
         if family in RATING_PREFIX:
             for target in DESCRIPTOR_OUTPUTS:
                 columns_held, values = descriptor_targets(rated, target)
-                check_labels(rated.table, columns_held, family, np.flatnonzero(np.isfinite(values).all(axis=1)).tolist())
+                rows = np.flatnonzero(np.isfinite(values).all(axis=1))
+                check_labels(rated.table, columns_held, family, rows.tolist())
+                _say_left_out(rated, f"{family}, {target}", rows, values)
+                if len(rows):
+                    _check_folds(rated, family, rows, plan)
             continue
         rows = rated_rows(rated, family)
         if not len(rows):
@@ -350,21 +372,40 @@ def check_targets(rated: Rated, families: Sequence[str], work: Path, plan: Plan 
         for target in targets_of(family):
             check_labels(rated.table, columns_of(target), family, rows.tolist())
         if family == "crnn":
-            genres = [genre for genre in rated.table["genre"].iloc[rows].dropna().unique() if genre in GENRES.labels]
-            if len(genres) == 1:
-                raise ValueError(f"crnn learns genres, and all tracks are {genres[0]}: one class only")
-        partial = np.isfinite(values_of(rated, TARGET_OF[family])).any(axis=1)
-        left_out = np.setdiff1d(np.flatnonzero(partial), rows)
-        if len(left_out):
-            keys = rated.table["track_key"].iloc[left_out]
-            log.warning("%s: %d tracks lack some of its ratings and are left out: %s", family, len(left_out), some(keys))
-        if plan.split is None:
-            fold_of(rated, rows, plan.folds or (FOLDS if family in CHEAP else NETWORK_FOLDS))
+            _check_genres(rated, rows)
+        _say_left_out(rated, family, rows, values_of(rated, TARGET_OF[family]))
+        _check_folds(rated, family, rows, plan)
     has_midlevel = "midlevel" in families or plan.frozen is not None or (work / "midlevel" / "final" / "record.json").exists()
     if "probe" in families and not has_midlevel:
         raise ValueError(
             "the probe reads the mid-level network: train midlevel as well, or name with --frozen a bundle that has one"
         )
+
+
+def _check_genres(rated: Rated, rows: Rows) -> None:
+    held = rated.table["genre"].iloc[rows].dropna()
+    genres = [genre for genre in held.unique() if genre in GENRES.labels]
+    if len(genres) == 1:
+        raise ValueError(f"crnn learns genres, and all tracks are {genres[0]}: one class only")
+    if not genres:
+        log.warning(
+            "crnn: no track is of a genre that it tells (%s)%s: it learns valence, arousal and dominance alone",
+            ", ".join(GENRES.labels),
+            f"; these are {some(held.unique())}" if len(held) else "",
+        )
+
+
+def _say_left_out(rated: Rated, what: str, rows: Rows, values: Array) -> None:
+    """Name the tracks that have some of the ratings but not all, and so are not learned from."""
+    left_out = np.setdiff1d(np.flatnonzero(np.isfinite(values).any(axis=1)), rows)
+    if len(left_out):
+        keys = rated.table["track_key"].iloc[left_out]
+        log.warning("%s: %d tracks lack some of its ratings and are left out: %s", what, len(left_out), some(keys))
+
+
+def _check_folds(rated: Rated, family: str, rows: Rows, plan: Plan) -> None:
+    if plan.split is None:
+        fold_of(rated, rows, plan.folds or (FOLDS if family in CHEAP else NETWORK_FOLDS))
 
 
 def fold_of(rated: Rated, rows: NDArray[Any], folds: int) -> NDArray[Any]:
@@ -525,6 +566,11 @@ def finish_stage(place: Path, rated: Rated, rows: NDArray[Any], targets: Array, 
     os.replace(temporary, place / "record.json")
 
 
+def wants_tagger(family: str, recipe: Any) -> bool:
+    """Whether a family learns from the tagging network's outputs: `best`, and a network with hints or a teacher's course."""
+    return family == "best" or bool(getattr(recipe, "hint_weight", 0) or getattr(recipe, "course_share", 0))
+
+
 def how_trained(recipe: Any, plan: Plan) -> dict[str, Any]:
     """Everything beside the tracks that a finished stage depends on."""
     return {**asdict(recipe), "teacher": plan.teacher}
@@ -543,6 +589,12 @@ def note_tried(work: Path, family: str, recipe: Any, plan: Plan) -> int:
         temporary.write_text(json.dumps(tried, indent=1))
         os.replace(temporary, path)
     return len(known)
+
+
+def number_tried(work: Path, family: str) -> int:
+    """How many recipes were tried for a family in a working folder."""
+    path = work / "tried.json"
+    return len(json.loads(path.read_text()).get(family, [])) if path.exists() else 0
 
 
 # --- the families -------------------------------------------------------------------------------------------------------------
@@ -693,7 +745,7 @@ def train_part(rated: Rated, family: str, part: Part, recipe: Any, place: Path, 
 
     heads = {"midlevel": {"midlevel": "rating"}, "emotion": {"gems": "emotion"}, "crnn": {"vad": "reg_output"}}.get(family, {})
     course = None
-    if (recipe.hint_weight or recipe.course_share) and training_data.has_tagger(rated.arrays, rated.table["sha256"]):
+    if recipe.hint_weight or recipe.course_share:
         from annotate.training_teacher import course_of
 
         unit = 1 / 8 if family == "crnn" else 1.0  # of the head, in units of the ratings

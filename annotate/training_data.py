@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from annotate.audio import decode
+from annotate.audio import AudioError, decode
+from annotate.training_labels import some
 from features.descriptors import DescriptorSpec, describe
 from features.notes import note_features, note_sequence, note_statistics
 from features.spectrogram import (
@@ -150,13 +151,30 @@ def tagger_arrays(signal: NDArray[np.float32], engine: Path) -> dict[str, NDArra
 
 
 def extract_all(paths: Iterable[Path], folder: Path, *, jobs: int, tagger_engine: Path | None = None) -> list[str]:
-    """Run `extract` over many files with `jobs` processes and a progress bar; return their digests in order."""
+    """Run `extract` over many files with `jobs` processes and a progress bar; return their digests in order.
+
+    Raises
+    ------
+    AudioError
+        After all the others are done, for files that cannot be decoded, naming them.
+    """
     from joblib import Parallel, delayed
     from tqdm import tqdm
 
     work = list(paths)
-    results = Parallel(n_jobs=jobs, return_as="generator")(delayed(extract)(path, folder, tagger_engine) for path in work)
-    return list(tqdm(results, total=len(work), unit="track", desc="front ends", disable=None))
+    results = Parallel(n_jobs=jobs, return_as="generator")(delayed(_try_extract)(path, folder, tagger_engine) for path in work)
+    found = list(tqdm(results, total=len(work), unit="track", desc="front ends", disable=None))
+    failed = [f"{path} ({error})" for path, (_, error) in zip(work, found, strict=True) if error]
+    if failed:
+        raise AudioError(f"{len(failed)} files cannot be read: {some(failed, 10)}; mend them, or take them out of the corpus")
+    return [digest for digest, _ in found]
+
+
+def _try_extract(path: Path, folder: Path, tagger_engine: Path | None) -> tuple[str, str]:
+    try:
+        return extract(path, folder, tagger_engine), ""
+    except (AudioError, OSError) as error:
+        return "", str(error)
 
 
 @dataclass(frozen=True)

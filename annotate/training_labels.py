@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
+from annotate.console import log
 from models.labels import FILM, GEMS, MIDLEVEL, VAD
 from models.va import OUTPUTS as VA
 
@@ -212,6 +213,9 @@ def parts_of(split: Split, table: pd.DataFrame) -> pd.Series[str]:
             raise ValueError(f"{path} and {seen[shared[0]]} share ids: {some(shared)}; the parts of a split must be disjoint")
         seen |= dict.fromkeys(ids, path)
         rows = match_ids(ids, table["track_key"].astype(str).tolist(), table["track"].astype(str).tolist(), str(path))
+        missing = rows.index[rows < 0]
+        if len(missing):
+            log.warning("%s: %d of %d ids belong to no track: %s", path, len(missing), len(ids), some(missing))
         part.iloc[rows[rows >= 0].to_numpy()] = name
     for name in ("test", "train"):
         if not (part == name).any():

@@ -26,6 +26,7 @@ MAX_SHARE_OF_RANGE = 0.01  # mean absolute difference, as a share of the label's
 HALF_FROM = 4_096  # numbers: larger weights are stored in float16, where that loses nothing
 DENSE_FROM = 2**20  # weights from which a dense layer is quantised
 TRIAL_WINDOWS = 24  # of the calibration windows: each way to quantise is judged by them
+FEWEST_WINDOWS = 20  # to calibrate int8 on
 MAX_MISS = 1.5  # times the rule on trial windows: what is worse is not worth the check, whose bias correction helps a little
 MAX_KEPT = 2  # convolutions that may stay in float32 beside the first
 # range of the labels of each head, in the network's own units, that differences are measured against
@@ -122,7 +123,8 @@ def engine(
     family : str
         One of `RANGES`.
     calibration, checked : sequences of numpy.ndarray
-        Windows of real music, as the network takes them, without batch and channel axes; none in both.
+        Windows of real music, as the network takes them, without batch and channel axes; none in both. With fewer than
+        `FEWEST_WINDOWS` to calibrate on the graph stays float32.
     say : Callable
         Takes a line for each graph that was tried.
 
@@ -160,6 +162,14 @@ def _candidates(
 ) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     """Graphs worth a check, the cheapest to run first: kind, graph, how it was made."""
     ranges = RANGES[family]
+    unrounded: tuple[str, bytes, dict[str, Any]] = (
+        "float32 (float16 weights)",
+        half_weights(quantization.fold(plain, constant_channels=False)),
+        {},
+    )
+    if len(calibration) < FEWEST_WINDOWS:
+        yield unrounded
+        return
     folded = quantization.fold(plain, constant_channels=True)
     trial = calibration[:: max(1, len(calibration) // TRIAL_WINDOWS)][:TRIAL_WINDOWS]
     reference = run_graph(folded, trial)
@@ -194,7 +204,7 @@ def _candidates(
     if entries:
         dense = quantization.quantize_dense(quantization.fold(plain, constant_channels=False), entries, DENSE_FROM)
         yield "int8 (dense layer only)", half_weights(dense), {}
-    yield "float32 (float16 weights)", half_weights(quantization.fold(plain, constant_channels=False)), {}
+    yield unrounded
 
 
 def agreement(derived: dict[str, Array], reference: dict[str, Array], ranges: dict[str, float]) -> list[Agreement]:
@@ -203,7 +213,8 @@ def agreement(derived: dict[str, Array], reference: dict[str, Array], ranges: di
     for head, span in ranges.items():
         ours, theirs = derived[head].astype(float), reference[head].astype(float)
         r = [
-            float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0 for a, b in zip(ours.T, theirs.T, strict=True)
+            float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else float(a.std() == b.std())
+            for a, b in zip(ours.T, theirs.T, strict=True)
         ]
         share = np.abs(ours - theirs).mean(axis=0).max() / span
         found.append(Agreement(head, len(ours), min(r), float(share)))

@@ -238,11 +238,12 @@ def _scale(values: Array) -> tuple[Array, Array]:
 
 def _input_scale(arrays: Sequence[NDArray[Any]]) -> tuple[float, float]:
     """Mean and standard deviation over all values of up to 100 evenly chosen tracks."""
-    chosen = [np.asarray(arrays[k], np.float64) for k in np.unique(np.linspace(0, len(arrays) - 1, 100).astype(int))]
-    size = sum(array.size for array in chosen)
-    mean = sum(float(array.sum()) for array in chosen) / size
-    variance = sum(float(((array - mean) ** 2).sum()) for array in chosen) / size
-    return mean, variance**0.5
+    count, total, squares = 0, 0.0, 0.0
+    for k in np.unique(np.linspace(0, len(arrays) - 1, 100).astype(int)):  # one at a time: a whole track is large
+        array = np.asarray(arrays[k], np.float64)
+        count, total, squares = count + array.size, total + float(array.sum()), squares + float((array**2).sum())
+    mean = total / count
+    return mean, max(squares / count - mean**2, 0.0) ** 0.5
 
 
 class policy:

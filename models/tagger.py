@@ -87,7 +87,8 @@ def load_published() -> Any:
     found = importlib.util.find_spec("musicnn")  # located, never imported: it wants another TensorFlow
     if found is None or found.origin is None:
         raise ValueError(
-            "`best` is made with the weights of the package musicnn: install the extra 'train' (uv sync --extra train)"
+            "`best`, and networks with hints of the tagging network, are made with the weights of the package musicnn: install "
+            "the extra 'train' (uv sync --extra train); a network can do without: --hint-weight 0 --course-share 0"
         )
     return load_checkpoint(Path(found.origin).parent / "MSD_musicnn")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -303,3 +303,28 @@ def test_the_floor_is_fitted_to_shuffled_ratings_alone(
         found, evaluation_floor.shuffled_predictions(rated, "descriptors", "va", part, plan, tmp_path, 0)
     )
     assert evaluation_floor.shuffled_predictions(rated, "joint", "film", part, plan, tmp_path, 0) is None
+
+
+def test_the_tagging_network_runs_where_a_recipe_learns_from_it(
+    options: EvaluationOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = bundles.load("default")
+    without = replace(held, families={name: family for name, family in held.families.items() if name != "best"})
+    made = tmp_path / "tagger.onnx"
+    monkeypatch.setattr(training_data, "tagger_engine", lambda _work: made)
+    joint = replace(options, families=("joint",), recipes={})
+    assert evaluation._tagger_engine(without, joint) == made  # its recipe has hints
+    assert evaluation._tagger_engine(without, replace(joint, families=("va",))) is None
+    plain = {"joint": replace(networks.JOINT_RECIPE, hint_weight=0.0, course_share=0.0)}
+    assert evaluation._tagger_engine(without, replace(joint, recipes=plain)) is None
+    assert evaluation._tagger_engine(held, joint) == held.file("best.onnx")
+
+
+def test_recipes_of_a_bundle_are_those_that_it_was_trained_by(options: EvaluationOptions) -> None:
+    held = bundles.load("default")
+    recipe = DescriptorRecipe(machines=(("notes",),), ridges=(), components=7)
+    stored = {"training": {"recipe": {"recipe": json.loads(json.dumps(asdict(recipe)))}}}
+    family = replace(held.families["descriptors"], details=stored)
+    told = replace(held, families={**held.families, "descriptors": family})
+    assert evaluation._recipes(told, ["descriptors"], replace(options, recipes={}))["descriptors"] == recipe
+    assert evaluation._recipes(told, ["descriptors"], options)["descriptors"] == QUICK  # a flag goes first

@@ -174,3 +174,80 @@ def test_the_deam_recipe_on_audio_in_its_layout(in_process: Callable[..., Result
 
     trained = bundle.load(str(out))
     assert trained.trained_on("va") == {"deam": frozenset(str(key) for key in range(1001, 1013))}
+
+
+MUSE_IDS = [f"{number:02d}xkOaSrkexMciUUogZKVTS" for number in range(12)]
+
+
+@pytest.fixture
+def muse_corpus(tmp_path: Path) -> Path:
+    """Tones named by Spotify ids under a MuSe table, two an artist, pitch and level by its norms; two ids without audio."""
+    root = tmp_path / "muse"
+    (root / "audio").mkdir(parents=True)
+    lines = [
+        "lastfm_url,track,artist,seeds,number_of_emotion_tags,valence_tags,arousal_tags,dominance_tags,mbid,spotify_id,genre"
+    ]
+    for number, key in enumerate([*MUSE_IDS, "zzxkOaSrkexMciUUogZKVT", "yyxkOaSrkexMciUUogZKVT"]):
+        valence, arousal, dominance = 2 + 0.5 * number, 2 + 0.5 * (number % 5), 8 - 0.5 * number
+        lines.append(f"u,Song {number},Artist {number // 2},['a'],6,{valence},{arousal},{dominance},m,{key},metal")
+        if key in MUSE_IDS:
+            time = np.arange(2 * 22_050) / 22_050
+            wave = 0.05 * arousal * np.sin(2 * np.pi * 220 * 2 ** (valence / 6) * time)
+            soundfile.write(root / "audio" / f"{key}.wav", wave.astype(np.float32), 22_050)
+    (root / "muse_v3.csv").write_text("\n".join(lines))
+    return root
+
+
+@pytest.mark.filterwarnings("ignore:In the future .np.object:FutureWarning")  # Keras's patch of tf2onnx
+def test_muse_gives_its_own_word_norms(in_process: Callable[..., Result], muse_corpus: Path, tmp_path: Path) -> None:
+    """CRNN on audio in MuSe's layout: V/A/D are the table's columns, artists are groups, its genres are none of ours."""
+    from annotate import training
+    from models import bundle
+
+    rated = training.gather([muse_corpus], tmp_path / "bundle.work", jobs=1)
+    table = rated.table.set_index("track_key").loc[MUSE_IDS]
+    assert table["vad_valence"].tolist() == [2 + 0.5 * number for number in range(12)]
+    assert table["vad_dominance"].tolist() == [8 - 0.5 * number for number in range(12)]
+    assert table["split_group"].nunique() == 6
+    assert table["grouped"].all()
+    assert "va_valence_mean" not in table  # word norms are no listeners' ratings
+    assert any("2 rated ids have no audio" in line and "zzxk" in line for line in rated.messages["muse"])
+    out = tmp_path / "bundle"
+    flags = ("--epochs", "1", "--crops-per-track", "1", "--recalibration-batches", "1", "--folds", "2", "--jobs", "1")
+    done = in_process("train", "crnn", muse_corpus, *flags, "--out", out)
+    assert done.exit_code == 0, done.output
+    trained = bundle.load(str(out))
+    assert trained.trained_on("crnn") == {"muse": frozenset(MUSE_IDS)}
+    assert "genres" not in trained.families["crnn"].details  # no track taught it any
+    assert trained.families["crnn"].details["training"]["configurations_tried"] == 1
+    columns = pd.read_parquet(out / "oof.parquet")
+    assert columns["crnn_dominance"].notna().sum() == 6
+    table = tmp_path / "t.parquet"
+    annotated = in_process("run", muse_corpus, "--bundle", out, "--models", "crnn", "--limit", "1", "--jobs", "1", "--out", table)
+    assert annotated.exit_code == 0, annotated.output
+    assert "genre" not in pd.read_parquet(table)
+    assert pd.read_parquet(table)["crnn_valence"].between(1, 9).all()
+
+
+def test_what_training_says_of_a_corpus_that_it_cannot_use(
+    in_process: Callable[..., Result], muse_corpus: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+
+    def refused(*arguments: object) -> str:
+        done = in_process("train", *arguments, "--jobs", "1", "--out", out)
+        assert done.exit_code == 1
+        assert not out.exists()
+        return str(done.output)
+
+    assert "no track of muse has what va learns (va_valence_mean" in refused("va", muse_corpus)
+    assert "12 ids belong to more than one file: muse 00xkOaSrkexMciUUogZKVTS (" in refused("crnn", muse_corpus, muse_corpus)
+    assert "6 artists or albums cannot be split into 9 folds" in refused("crnn", muse_corpus, "--folds", "9")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("id,valence,arousal\nnobody,2,3\n")
+    said = refused("va", muse_corpus, "--labels", labels, "--labels-for", "va")
+    assert "none of its 1 ids (nobody) is that of a track" in said
+    labels.write_text("id,valence,arousal\n" + "".join(f"{key},2,3\n" for key in MUSE_IDS))
+    assert "va_valence_mean is 2 for all 12 tracks" in refused("va", muse_corpus, "--labels", labels, "--labels-for", "va")
+    (muse_corpus / "audio" / f"{MUSE_IDS[3]}.wav").write_bytes(b"RIFF and no more")
+    assert f"{MUSE_IDS[3]}.wav" in refused("crnn", muse_corpus)
