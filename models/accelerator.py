@@ -113,7 +113,8 @@ def mixed_network(network: Any, policy: str) -> Any:
 
     def copy(layer: Any) -> Any:
         config = layer.get_config()
-        if not isinstance(layer, keras.layers.InputLayer) and layer.name not in last:
+        plain = not isinstance(layer, keras.layers.Layer) or isinstance(layer, keras.layers.InputLayer)  # masks are operations
+        if not plain and layer.name not in last:
             config["dtype"] = policy
         return type(layer).from_config(config)
 

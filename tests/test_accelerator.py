@@ -97,3 +97,15 @@ def test_the_device_of_this_machine_is_named() -> None:
     assert device.kind in ("cpu", "gpu", "tpu")
     assert device.free_bytes > 2**20
     assert device.name
+
+
+@pytest.mark.parametrize("family", ["joint", "crnn", "vaseq"])  # a network without and with LSTMs, and one with a mask
+def test_networks_of_the_bundle_keep_to_the_bound_in_mixed_precision(family: str) -> None:
+    bundle = load("default")
+    network = load_network(bundle, family)
+    mixed = accelerator.mixed_network(network, "mixed_float16")
+    computed = {layer.compute_dtype for layer in mixed.layers if hasattr(layer, "compute_dtype")}
+    assert {"float16", "float32"} <= computed  # and not twice the same
+    found = accelerator.agreement_of(mixed, network, accelerator.reference_windows(bundle, family), bundle.families[family])
+    assert found
+    assert all(one.good for one in found), found
