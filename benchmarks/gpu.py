@@ -86,10 +86,12 @@ def main() -> None:
                 print(f"{family:10s} {name:9s} cannot run: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
                 continue
             share = speed * gflop / 1e3 / peaks[name]
-            r, largest = min(one.least_r for one in found), max(one.largest_share for one in found)
-            print(
-                f"{family:10s} {name:9s} {batch:5d} {speed:10.1f} {gflop:7.3f} {share:8.1%} {r:8.5f} {largest:8.5f}", flush=True
+            r, largest = (
+                ("rates nothing", "")
+                if not found
+                else (f"{min(one.least_r for one in found):8.5f}", f"{max(one.largest_share for one in found):8.5f}")
             )
+            print(f"{family:10s} {name:9s} {batch:5d} {speed:10.1f} {gflop:7.3f} {share:8.1%} {r} {largest}".rstrip(), flush=True)
 
 
 if __name__ == "__main__":

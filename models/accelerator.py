@@ -124,7 +124,7 @@ def mixed_network(network: Any, policy: str) -> Any:
 
 
 def agreement_of(mixed: Any, network: Any, windows: Array, family: Family) -> list[Agreement]:
-    """How a mixed network agrees with its float32 original on some windows, (window, …, 1)."""
+    """How the rating heads of a mixed network agree with those of its float32 original on some windows, (window, …, 1)."""
     ranges: dict[str, float] = {}
     for output in family.outputs:
         ranges[output.head] = min((output.high - output.low) / output.scale, ranges.get(output.head, np.inf))
@@ -180,14 +180,15 @@ def predictors(
             sizes[name] = batch_that_fits(network, device.free_bytes)
             mixed = mixed_network(network, "mixed_float16")
             found = agreement_of(mixed, network, reference_windows(bundle, name), bundle.families[name])
-            if all(one.good for one in found):
+            if found and all(one.good for one in found):
                 network, precision = mixed, "mixed float16"
-            worst = min(found, key=lambda one: one.least_r)
-            said.append(
-                f"{name}: {precision}, {sizes[name]} windows a batch; "
-                f"mixed precision against float32: least r {worst.least_r:.5f}, "
+            compared = (
+                f"mixed precision against float32: least r {min(one.least_r for one in found):.5f}, "
                 f"largest difference {max(one.largest_share for one in found):.4f} of the range"
+                if found
+                else "other models read its outputs, so it rates nothing that mixed precision could be judged by"
             )
+            said.append(f"{name}: {precision}, {sizes[name]} windows a batch; {compared}")
         predict[name] = _predict(network)
     return predict, sizes, said
 

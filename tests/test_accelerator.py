@@ -109,3 +109,11 @@ def test_networks_of_the_bundle_keep_to_the_bound_in_mixed_precision(family: str
     found = accelerator.agreement_of(mixed, network, accelerator.reference_windows(bundle, family), bundle.families[family])
     assert found
     assert all(one.good for one in found), found
+
+
+def test_a_network_that_other_models_read_stays_in_float32() -> None:
+    device = accelerator.Accelerator("gpu", "pretended", 2**33, "tensorflow")
+    predict, _, said = accelerator.predictors(load("default"), ["best"], device)
+    assert said[0].startswith("best: float32, ")
+    outputs = predict["best"](accelerator.reference_windows(load("default"), "best")[:2])
+    assert outputs["embedding"].shape == (2, 200)
