@@ -6,10 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from models import accelerator
 from models.bundle import load, load_network
+from outputs.table import read_provenance
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +119,20 @@ def test_a_network_that_other_models_read_stays_in_float32() -> None:
     assert said[0].startswith("best: float32, ")
     outputs = predict["best"](accelerator.reference_windows(load("default"), "best")[:2])
     assert outputs["embedding"].shape == (2, 200)
+
+
+def test_the_way_of_a_gpu_gives_the_values_of_the_cpu(
+    in_process: Any, demo_corpus: Any, demo_table: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers prepare windows, Keras rates them in the main process in mixed precision: here on a CPU that says it is a GPU."""
+    monkeypatch.setattr("annotate.pipeline.choose_device", lambda options: "gpu")
+    out = tmp_path / "t.parquet"
+    done = in_process("run", demo_corpus, "--out", out, "--models", "joint,best", "--jobs", 1)
+    assert done.exit_code == 0, done.stderr
+    assert "joint: mixed float16" in done.stderr
+    ours, theirs = pd.read_parquet(out), pd.read_parquet(demo_table)
+    assert len(ours) == len(theirs) == 8
+    for column in (name for name in ours.columns if name.startswith(("joint_", "best_")) and not name.endswith("_sd")):
+        span = 8.0 if ours[column].abs().max() > 1 else 1.0  # ratings on 1-9 or near it, shares
+        np.testing.assert_allclose(ours[column], theirs[column], atol=0.01 * span, err_msg=column)
+    assert read_provenance(out)["engine"] == "keras mixed float16"
