@@ -36,9 +36,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from annotate.corpora import Track
 from annotate.recall import decoder_version
 from annotate.store import Part, RunFolder, default_cache_folder, replace_atomically, write_part
+from annotate.tracks import Track
 from annotate.worker import Done, Job, fail, process
 from models.bundle import Bundle
 from models.bundle import find as find_bundle

@@ -34,11 +34,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import mutagen
 import pandas as pd
 
 from annotate import ratings as labels_of
 from annotate.ratings import EMOTIFY_OFFSETS, Labels, RatingUnit, read_deam
+from annotate.tracks import AUDIO_EXTENSIONS, Tags, Track, path_of, path_text, read_tags
 
 __all__ = [
     "CORPORA",
@@ -58,7 +58,6 @@ __all__ = [
 ]
 
 CORPORA: Final = ("emotify", "deam", "soundtracks", "musifeast", "muse", "folder")
-AUDIO_EXTENSIONS: Final = frozenset((".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"))
 UNSUPPORTED_EXTENSIONS: Final = frozenset(
     (
         ".m4a",
@@ -84,33 +83,6 @@ DIGITS: Final = re.compile("([0-9]+)")
 
 class NoAudioFound(ValueError):
     """A scan that found no audio file."""
-
-
-@dataclass(frozen=True)
-class Tags:
-    """What a file's own tags say; None where they say nothing."""
-
-    artist: str | None = None
-    album: str | None = None
-    title: str | None = None
-
-
-@dataclass(frozen=True)
-class Track:
-    """One audio file of a corpus."""
-
-    path: Path  # as opened
-    track: str  # identity, see the module's conventions
-    corpus: str  # one of CORPORA
-    track_key: str  # the corpus's own id; folder: == track
-    track_id: int | None
-    group: str | None  # genre folder, genre
-    size: int  # bytes
-    mtime_ns: int
-    artist: str | None = None  # by the corpus's metadata; None: take the tags
-    album: str | None = None
-    title: str | None = None
-    url: str | None = None  # where the file is fetched from; None: `path` is a file of this machine
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,22 +223,6 @@ def missing_path_hint(paths: Sequence[str]) -> str | None:
     return None
 
 
-def read_tags(path: str | os.PathLike[str]) -> Tags:
-    """Artist, album and title by a file's own tags; whatever is broken is None, nothing is raised."""
-    try:
-        tagged = mutagen.File(os.fspath(path), easy=True)
-        tags = tagged.tags if tagged is not None else None
-    except Exception:  # mutagen raises what it likes on broken files
-        return Tags()
-    if tags is None:
-        return Tags()
-    return Tags(
-        artist=_tag(tags, "artist", "TPE1") or _tag(tags, "albumartist", "TPE2"),
-        album=_tag(tags, "album", "TALB"),
-        title=_tag(tags, "title", "TIT2"),
-    )
-
-
 def split_groups(corpus: Corpus, tags: Mapping[str, Tags]) -> pd.Series[str]:
     """Group of each track for splits that leak nothing: tracks of one group never stand on both sides.
 
@@ -327,22 +283,6 @@ def describe(corpus: Corpus) -> str:
         lines.append(f"{name}: {len(keys)}" + (f" ({_some(_plain(key) for key in keys)})" if keys else ""))
     lines += [f"note: {message}" for message in corpus.messages]
     return "\n".join(lines)
-
-
-def path_text(path: str) -> str:
-    r"""Text of a path that any file can hold: a backslash doubled, bytes that are not UTF-8 as ``\xNN``."""
-    if path.isascii() and "\\" not in path:
-        return path
-    return os.fsencode(path).replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
-
-
-def path_of(track: str) -> str:
-    """Path below the root of a track's identity: the inverse of `path_text`."""
-    content = re.sub(rb"\\(\\|x([0-9a-f]{2}))", lambda m: bytes.fromhex(m[2].decode()) if m[2] else b"\\", track.encode("utf-8"))
-    return os.fsdecode(content)
-
-
-# finding the files
 
 
 def _find_audio(starts: Sequence[str], root: str, messages: list[str]) -> list[_File]:
@@ -720,21 +660,6 @@ def _nothing_found(folders: Sequence[str], messages: Sequence[str]) -> str:
         if any(folder.glob("muse_v3*.csv")):
             return f"{text}: MuSe's labels are there, files named by Spotify id are not"
     return "; ".join((text, *messages))
-
-
-def _tag(tags: object, easy: str, frame: str) -> str | None:
-    """First text of a tag; `frame` is its ID3 name, for WAV and AIFF, whose tags mutagen has no easy form of."""
-    for key in (easy, frame):
-        try:
-            value = tags[key]  # type: ignore[index]
-            values = value.text if hasattr(value, "text") else value
-            text = "; ".join(str(item) for item in values) if not isinstance(values, str) else values
-        except Exception:
-            continue
-        text = " ".join(text.replace("\0", " ").encode("utf-8", "replace").decode("utf-8").split())
-        if text:
-            return text
-    return None
 
 
 def _plain(text: str) -> str:

@@ -21,7 +21,7 @@ from annotate.progress import TimeLeft, spoken, suffix_of
 from annotate.store import default_cache_folder, replace_atomically
 
 if TYPE_CHECKING:
-    from annotate.corpora import Track
+    from annotate.tracks import Track
     from annotate.worker import Job
 
 log = logging.getLogger("annotate")
@@ -96,9 +96,9 @@ def annotate_sample(job: Job, duration_s: float) -> tuple[dict[str, Any], float]
     """Annotate synthetic music in this process, in a folder of its own; its row, and the seconds that it took."""
     import soundfile
 
-    from annotate.corpora import Track
     from annotate.demo import Cues, compose, render
     from annotate.store import RunFolder
+    from annotate.tracks import Track
     from annotate.worker import process
 
     cues = Cues()

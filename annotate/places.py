@@ -28,10 +28,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
-from annotate.corpora import AUDIO_EXTENSIONS, Corpus, Track, path_of, scan
+from annotate.tracks import AUDIO_EXTENSIONS, Track, path_of
+
+if TYPE_CHECKING:
+    from annotate.corpora import Corpus
 
 URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 QUOTED: Final = ("http", "https")  # protocols whose names are percent-encoded
@@ -75,6 +78,8 @@ def scan_anywhere(
         Local paths and URLs, or several protocols, in one scan; a protocol that is unknown or whose package is missing; a server
         that does not answer.
     """
+    from annotate.corpora import scan
+
     if not any(is_url(path) for path in paths):
         return scan(paths, corpus=corpus, include=include, exclude=exclude, correct_deam=correct_deam)
     protocols = {path.partition("://")[0] if is_url(path) else "local" for path in paths}

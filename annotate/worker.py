@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotate.audio import AudioError, Decoded, decode, digest, stated_duration_s
-from annotate.corpora import Track, read_tags
 from annotate.places import FetchError, PlaceLost, check_mount, fetched
 from annotate.recall import Arrays, Recall, descriptors_of, feature_cache, network_of, transcription_of
 from annotate.store import CAUSES, FileState, Part, StoreError, host, replace_atomically, write_part
+from annotate.tracks import Track, read_tags
 from models import inference
 from models.bundle import Bundle, BundleError, Family, run_engine
 from models.bundle import load as load_bundle

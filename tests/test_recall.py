@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -119,3 +121,11 @@ def test_a_truncated_file_says_so_the_second_time_too(demo_corpus, computed, tmp
     assert "truncated: the header promises 6.00 s" in first[0]["warning"]
     assert second == first
     assert np.isclose(first[0]["duration_s"], 4.0, atol=0.1)
+
+
+def test_a_worker_starts_without_what_only_the_main_process_needs():
+    code = (
+        "import sys, annotate.worker; print(sorted({'pandas', 'pyarrow', 'tensorflow', 'sklearn', 'joblib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
