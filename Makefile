@@ -16,6 +16,7 @@ UV := .uv/bin/uv
 EXTRAS := --extra train --extra cluster --extra remote --extra standards --extra dev
 export UV_PYTHON_DOWNLOADS := never
 
+# make scale [DATA=../shared/data/emotify-mp3]      what a million tracks cost, docs/scale.md anew
 # make docs      writes docs/commands.md and docs/columns.md anew from the code
 
 .PHONY: install demo test annotate docs lint bundle trials evaluation figures bench scale clean
@@ -90,7 +91,7 @@ bench: install
 	$(BIN)/python benchmarks/speed.py $(if $(DATA),--data "$(DATA)") $(if $(PARTS),--parts $(PARTS))
 
 scale: install
-	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/scale.py $(if $(DATA),--data "$(DATA)")
 
 clean:
 	rm -rf faults.work .venv .uv demo demo.parquet demo.parquet.run .pytest_cache .mypy_cache .ruff_cache

@@ -1,10 +1,11 @@
 # ruff: noqa: E501  the lines of the document stand whole
 """Measures what a track costs here, and writes docs/scale.md: what a million of them cost.
 
-    make scale
+    make scale                                    composed tracks
+    make scale DATA=../shared/data/emotify-mp3    music of a folder
 
-Composes tracks, annotates a few and more of them with nothing cached, and takes the slope: CPU seconds of the processes, not the
-clock, so that other work on the machine does not count. Everything in the document is one of these figures or follows from them.
+Annotates a few tracks and four times as many with nothing cached, and takes the slope: CPU seconds of the processes, not the
+clock, so that other work on the machine counts little. Everything in the document is one of these figures or follows from them.
 """
 
 from __future__ import annotations
@@ -40,17 +41,35 @@ def cpu_of(command: list[str], environment: dict[str, str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def of_tracks(folder: Path) -> dict[str, Any]:
+def music_of(folder: Path, data: Path | None) -> tuple[dict[str, list[Path]], str]:
+    """A few tracks and four times as many, and what they are, in words."""
+    if data is None:
+        from annotate.demo import write_corpus
+
+        files = sorted(Path(path) for path in write_corpus(folder / "composed", tracks_per_genre=4, duration_s=DURATION_S))
+        said = f"{len(files)} tracks that `annotate demo` composed; real music with more notes a minute costs more"
+    else:
+        files = sorted(path for path in data.rglob("*") if path.suffix.lower() in (".mp3", ".wav", ".flac", ".ogg", ".opus"))[:48]
+        said = f"{len(files)} files of real music ({', '.join(sorted({path.suffix[1:].upper() for path in files}))})"
+    if len(files) < 8:
+        raise SystemExit(f"{data} holds {len(files)} audio files; 8 are needed")
+    return {"few": files[::4], "many": files}, said
+
+
+def of_tracks(folder: Path, data: Path | None) -> dict[str, Any]:
     """CPU seconds an audio minute and to start, by two runs; sizes of parts, rows and windows."""
-    from annotate.demo import write_corpus
+    from annotate.audio import decode
     from models.bundle import load
 
     command = [str(Path(sys.executable).with_name("annotate")), "run"]
     environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
-    bytes_of, found = {}, {}
-    for name, tracks in (("few", 1), ("many", 4)):
-        paths = write_corpus(folder / name, tracks_per_genre=tracks, duration_s=DURATION_S)
-        bytes_of[name] = sum(Path(path).stat().st_size for path in paths)
+    found = {}
+    music, said = music_of(folder, data)
+    minutes = {name: sum(decode(path, rates=()).duration_s for path in paths) / 60 for name, paths in music.items()}
+    for name, paths in music.items():
+        (folder / name).mkdir()
+        for number, path in enumerate(paths):
+            (folder / name / f"{number}{path.suffix}").symlink_to(path.resolve())
     setups = {
         "every family": None,
         "notes and va": "notes,va",
@@ -64,9 +83,9 @@ def of_tracks(folder: Path) -> dict[str, Any]:
             extra = ["--models", models] if models else ["--windows", str(out.with_suffix(".windows.parquet"))]
             arguments = [str(folder / name), "--out", str(out), "--no-cache", "--jobs", "1", "--device", "cpu", *extra]
             seconds[name] = cpu_of([*command, *arguments], environment)
-        minutes = 12 * DURATION_S / 60  # sixteen tracks less four
-        slope = (seconds["many"] - seconds["few"]) / minutes
-        found[setup] = {"cpu_s_per_audio_min": slope, "cpu_s_to_start": max(seconds["few"] - slope * 4 * DURATION_S / 60, 0.0)}
+        slope = (seconds["many"] - seconds["few"]) / (minutes["many"] - minutes["few"])
+        start = max(seconds["few"] - slope * minutes["few"], 0.0)
+        found[setup] = {"cpu_s_per_audio_min": slope, "cpu_s_to_start": start}
     out = folder / "many-every-family.parquet"
     parts = [path.stat().st_size for path in out.with_name(f"{out.name}.run").glob("parts/?/?/*.json")]
     windows = out.with_suffix(".windows.parquet")
@@ -74,13 +93,14 @@ def of_tracks(folder: Path) -> dict[str, Any]:
 
     counts = {}
     for family in pq.read_table(windows, columns=["family"])["family"].to_pylist():
-        counts[family] = counts.get(family, 0) + 1 / 16 / (DURATION_S / 60)
+        counts[family] = counts.get(family, 0) + 1 / minutes["many"]
     return {
         "setups": found,
+        "music": said,
         "part_bytes": sum(parts) / len(parts),
         "windows_per_audio_min": counts,
         "window_row_bytes": windows.stat().st_size / pq.ParquetFile(windows).metadata.num_rows,
-        "bundle": load("default").name,
+        "bundle": "{0.name} {0.version}".format(load("default")),
         "table": out,
     }
 
@@ -159,11 +179,11 @@ def document(m: dict[str, Any]) -> str:
         "Written by `make scale` (`benchmarks/scale.py`), which measured the figures of the first table on one machine; do not edit. All"
     )
     say(
-        f"else follows from them for {MILLION:,} tracks of {TRACK_MIN:g} minutes as MP3 at {KBIT_S} kbit/s. They were composed by `annotate demo`:"
+        f"else follows from them for {MILLION:,} tracks of {TRACK_MIN:g} minutes as MP3 at {KBIT_S} kbit/s. CPU seconds are those of the"
     )
-    say("music with more notes a minute, or full of them, costs more. CPU seconds are those of the processes, nothing cached.")
+    say("processes, nothing cached.")
     say("")
-    say(f"Measured on {m['machine']} with bundle {m['tracks']['bundle']}, {m['date']}.")
+    say(f"Measured on {m['machine']} with bundle {m['tracks']['bundle']}, {m['date']}, on {m['tracks']['music']}.")
     say("")
     say("## Measured")
     say("")
@@ -282,6 +302,7 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "scale.md")
+    parser.add_argument("--data", type=Path, help="folder of music; default: composed tracks")
     arguments = parser.parse_args()
     import platform
 
@@ -290,7 +311,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        measured: dict[str, Any] = {"tracks": of_tracks(folder)}
+        measured: dict[str, Any] = {"tracks": of_tracks(folder, arguments.data)}
         measured["tables"] = of_tables(measured["tracks"].pop("table"), folder)
         measured["scan"] = of_scan(folder)
     measured["gflop"] = gflop_of_windows()
