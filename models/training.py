@@ -429,6 +429,7 @@ def _z_scored(examples: Examples, heads: Mapping[str, Head]) -> Examples:
         ratings = {
             name: moves if (spread := heads[name].spread) is None else [move / spread for move in moves]
             for name, moves in course.ratings.items()
+            if name in heads  # A2Mid2E learns mid-level features alone, its teacher tells emotions, too
         }
         course = replace(course, ratings=ratings)
     return replace(examples, targets=targets, course=course)

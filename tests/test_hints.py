@@ -102,3 +102,15 @@ def test_a_training_begins_with_the_weights_of_another(tmp_path: Path) -> None:
     fit(other, HEADS, taught(), replace(still, hint_weight=0.0), tmp_path / "c", start=tmp_path / "a")
     np.testing.assert_allclose(other.layers[1].get_weights()[0], trunk[0], atol=1e-6)
     assert np.abs(other.get_layer("rating").get_weights()[0] - network.get_layer("rating").get_weights()[0]).max() > 1e-3
+
+
+def test_a_course_of_ratings_that_no_head_learns_is_left_out(tmp_path: Path) -> None:
+    held = taught()
+    assert held.course is not None
+    course = replace(held.course, ratings={**held.course.ratings, "film": held.course.ratings["rating"]})
+    kernels = []
+    for name, examples in (("a", replace(held, course=course)), ("b", held)):
+        network = toy(None)  # which also sets the seed that the hint's layer starts from
+        fit(network, HEADS, examples, RECIPE, tmp_path / name)
+        kernels.append(network.get_layer("rating").get_weights()[0])
+    np.testing.assert_allclose(*kernels, atol=1e-5)
