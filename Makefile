@@ -6,6 +6,7 @@
 # make trials BUNDLE=bundles/mine MUSIC=../shared/data/emotify    twins, robustness, failures into an unpublished bundle's card
 # make figures DATA=../shared/data [TABLE=emotify_v1.parquet]    README's heat map anew
 # make evaluation [DATA=../shared/data] [EVALUATIONS="eval/folds eval/unseen"]    docs/evaluation.md and README's table anew
+# make memory DATA=../shared/data      peak memory of training and evaluating each family, for docs/evaluation.md
 # make bench [DATA=../shared/data/emotify-mp3] [PARTS="run peers"]      cost and peers, docs/performance.md anew
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -78,6 +79,11 @@ figures: install
 # after the built-in bundle has changed: docs/evaluation.md, its figure, and README's table
 evaluation: install
 	$(BIN)/python benchmarks/evaluation.py $(if $(DATA),--data "$(DATA)") $(if $(EVALUATIONS),--evaluation $(EVALUATIONS))
+
+.PHONY: memory
+memory: install
+	@test -n "$(DATA)" || { echo 'say: make memory DATA=../shared/data'; exit 2; }
+	$(BIN)/python benchmarks/memory.py --data "$(DATA)" $(MEMORY_ARGS)
 
 # make faults                              every experiment of the fault test that has no result yet (hours)
 # make faults EXPERIMENTS="kills memory"   these, anew

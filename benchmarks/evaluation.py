@@ -2,8 +2,11 @@
 
     python benchmarks/evaluation.py                                     the built-in default bundle
     python benchmarks/evaluation.py --data ../shared/data               and references that need the ratings
-    python benchmarks/evaluation.py --evaluation eval/unseen            and folders of `annotate evaluate`
+    python benchmarks/evaluation.py --evaluation eval/film              and takes in folders of `annotate evaluate`
     python benchmarks/evaluation.py --check                             write nothing; exit 1 where the files are out of date
+
+What the page shows of evaluations is kept in benchmarks/evaluations/, a file each, and of memory in benchmarks/memory.json
+(benchmarks/memory.py), so that the page can be written again without the folders.
 
 Sources of the published figures: Chowdhury et al. 2019 (A2E, A2Mid2E, Joint); for the mid-level features the means that their
 authors state (VGG; RF-ResNet with domain adaptation). The plain rows on the full corpora were computed before this project, in
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from annotate.card import (
     TRIALS_FILE,
@@ -35,6 +39,7 @@ from annotate.card import (
     score_table,
     twins_lines,
 )
+from annotate.evaluation import OUTPUTS
 from models.bundle import load
 from models.labels import FILM, GEMS, MIDLEVEL
 
@@ -43,6 +48,9 @@ PAGE = ROOT / "docs" / "evaluation.md"
 FIGURE = ROOT / "docs" / "evaluation.svg"
 REMARKS = ROOT / "docs" / "evaluation_remarks.toml"
 README = ROOT / "README.md"
+EVALUATIONS = ROOT / "benchmarks" / "evaluations"
+MEMORY = ROOT / "benchmarks" / "memory.json"
+MEMORY_RULE_GB = 4.0
 BEGIN, END = "<!-- scores: written by make evaluation -->", "<!-- end of scores -->"
 TWINS_RULE = 0.8  # share of pairs
 DEFINITE_CUES = ("articulation", "dissonance", "mode")  # those that the rule is for
@@ -345,10 +353,12 @@ def kind_of(row: ScoreRow) -> str | None:
     return next((kind for kind, labels in LABELS.items() if set(row.r) <= set(labels)), None)
 
 
-def label_tables(manifest: Manifest, references: Mapping[str, Sequence[Reference]]) -> Iterator[str]:
+def label_tables(
+    manifest: Manifest, references: Mapping[str, Sequence[Reference]], evaluations: Sequence[Mapping[str, Any]] = ()
+) -> Iterator[str]:
     """Yield a table a kind of label: our outputs, then references and published figures, then the ceiling."""
     for kind, labels in LABELS.items():
-        rows = [row for row in score_rows(manifest) if kind_of(row) == kind]
+        rows = [row for row in rows_of(manifest, evaluations) if row.r and kind_of(row) == kind]
         if not rows:
             continue
         yield f"### {TITLES[kind]}"
@@ -396,8 +406,8 @@ def human_references(data: Path) -> dict[str, list[Reference]]:
     return found
 
 
-def evaluation_lines(folder: Path) -> Iterator[str]:
-    """Yield the headline figures of one folder of `annotate evaluate`."""
+def taken(folder: Path) -> dict[str, Any]:
+    """Read what the page shows of a folder of `annotate evaluate`: its headline figures and r by label."""
     path = folder / "scores.json"
     if not path.is_file():
         raise SystemExit(f"{folder}: no scores.json: not a folder of annotate evaluate")
@@ -406,6 +416,91 @@ def evaluation_lines(folder: Path) -> Iterator[str]:
         raise SystemExit(
             f"{path}: kind {scores.get('kind')!r}, version {scores.get('schema_version')!r}: not an evaluation of version 1"
         )
+    kept = {name: scores.get(name) for name in ("bundle", "mode", "folds", "split", "seed", "time_utc", "tool")}
+    kept |= {"name": folder.name, "command_line": portable(scores["command_line"])}
+    kept["corpora"] = [{key: value for key, value in one.items() if key != "messages"} for one in scores["corpora"]]
+    kept["families"] = {
+        family: {name: value for name, value in entry.items() if name != "thresholds"}
+        for family, entry in scores["families"].items()
+    }
+    labels = folder / "scores" / "agreement.csv"
+    if labels.is_file():
+        table = pd.read_csv(labels)
+        for family, entry in kept["families"].items():
+            for one in entry.get("outputs", []):
+                rows = table[
+                    (table["family"] == family) & (table["target"] == one["target"]) & (table["corpus"] == one["corpus"])
+                ]
+                one["labels"] = {str(label): float(r) for label, r in zip(rows["label"], rows["pearson"], strict=True) if r == r}
+    return kept
+
+
+def stored_evaluations() -> list[dict[str, Any]]:
+    """Read the evaluations that were taken in, by name."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(EVALUATIONS.glob("*.json"))]
+
+
+def outputs_of(evaluations: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yield family, name of the output as a manifest's scores have it, and figures, of evaluations on folds."""
+    for one in evaluations:
+        for family, entry in one["families"].items() if one.get("mode") == "folds" else ():
+            for output in entry.get("outputs", []):
+                target, _, spread = output["target"].partition("_")
+                prefix = dict(OUTPUTS[family])[target]
+                part = {"va": " std" if spread else " mean"}.get(target, "")
+                yield family, f"{prefix}{part}", output
+
+
+def rows_of(manifest: Manifest, evaluations: Sequence[Mapping[str, Any]]) -> list[ScoreRow]:
+    """Scores of the bundle's families, then those of families that are trained and scored, not shipped."""
+    rows = score_rows(manifest)
+    for family, name, one in outputs_of(evaluations):
+        headline = one["headline"]
+        if family not in manifest["families"] and headline["r"] is not None:
+            figures = (headline["r"], headline["r_low"], headline["r_high"], headline["r2"], one["baseline_r"], one["ceiling_r"])
+            rows.append(ScoreRow(family, name, one["corpus"], one["n"], *figures, r=one.get("labels", {}), bias={}))
+    return rows
+
+
+def family_table(manifest: Manifest, evaluations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield every family beside baseline, genre mean, floor, ceiling and the best published figure."""
+    beside = {(family, name, one["corpus"]): one for family, name, one in outputs_of(evaluations)}
+    yield (
+        "| family | output on corpus | held-out tracks | mean r | descriptor model | genre mean | fitted to shuffled ratings | "
+        "ceiling | best published | mean R² |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for row in rows_of(manifest, evaluations):
+        found = beside.get((row.family, row.output, row.corpus), {})
+        published = [mean for name, mean, _ in PUBLISHED.get(kind_of(row) or "", ()) if name.endswith("published")]
+        family = f"`{row.family}`" + ("" if row.family in manifest["families"] else " (not shipped)")
+        cells = (row.baseline, found.get("group_mean_r"), found.get("shuffled_r"), row.ceiling, max(published, default=None))
+        yield (
+            f"| {family} | {row.output} on {row.corpus} | {row.tracks} | {row.mean_r:.3f} ({row.low:.3f} to {row.high:.3f}) | "
+            f"{' | '.join(number(value, 3) for value in cells)} | {row.mean_r2:.3f} |"
+        )
+
+
+def memory_lines(memory: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the peak memory of training and evaluating each family."""
+    most = max(memory, key=lambda part: float(memory[part]["peak_gb"]))
+    peak = memory[most]["peak_gb"]
+    verdict = "under" if peak < MEMORY_RULE_GB else "over"
+    yield (
+        f"Most: {peak:.2f} GB (`{most}`), {verdict} the rule of {MEMORY_RULE_GB:.0f} GB. Peak of all processes of one `annotate "
+        "evaluate` with `--folds` on the tracks above, which trains a family for an epoch on its longest crops and scores it, by "
+        "`benchmarks/memory.py`; shared pages count once. Further epochs and folds take no more: each epoch's crops take the "
+        "place of the last ones. In brackets without the pages of mapped files, which the system takes back when it needs them."
+    )
+    yield ""
+    yield "| part | peak, GB | processes |"
+    yield "|---|---|---|"
+    for part, one in memory.items():
+        yield f"| {part} | {one['peak_gb']:.2f} ({one['own_gb']:.2f}) | {one['processes']} |"
+
+
+def evaluation_lines(scores: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the headline figures of one evaluation."""
     tried = scores["bundle"]
     how = (
         f"retrained on {scores['folds']} grouped folds, seed {scores['seed']}"
@@ -418,15 +513,16 @@ def evaluation_lines(folder: Path) -> Iterator[str]:
         f"{one['name']} ({one['tracks']} tracks, {one['groups']} groups by {one['grouped_by'] or 'track'})"
         for one in scores["corpora"]
     )
-    yield f"### {folder.name}: bundle {tried['name']} {tried['version']} {how}"
+    yield f"### {scores['name']}: bundle {tried['name']} {tried['version']} {how}"
     yield ""
-    yield f"{corpora}; {scores['time_utc']}; `{portable(scores['command_line'])}`"
+    yield f"{corpora}; {scores['time_utc']}; `{scores['command_line']}`"
     yield ""
     yield (
         "| family | target | corpus | tracks | r | descriptor model | genre mean | fitted to shuffled ratings | "
         "95 % of random pairings | ceiling | R² | AUROC | F1 |"
     )
     yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    said = []
     for family, entry in scores["families"].items():
         for one in entry.get("outputs", []):
             headline = one["headline"]
@@ -437,6 +533,9 @@ def evaluation_lines(folder: Path) -> Iterator[str]:
             rest += [headline.get(name) for name in ("r2", "auroc", "f1")]
             cells = " | ".join(number(value) for value in rest)
             yield f"| `{family}` | {one['target']} | {one.get('corpus', '')} | {one['n']} | {r} | {cells} |"
+        said.append(f"`{family}` {entry.get('configurations_tried') or 'not stated'}")
+    yield ""
+    yield f"Configurations tried in its working folder: {', '.join(said)}."
     genres = {family: entry["genre"] for family, entry in scores["families"].items() if entry.get("genre")}
     for family, genre in genres.items():
         yield ""
@@ -468,7 +567,8 @@ def page(
     trials: Trials,
     remarks: Mapping[str, Mapping[str, str]],
     references: Mapping[str, Sequence[Reference]],
-    evaluations: Sequence[Path],
+    evaluations: Sequence[Mapping[str, Any]],
+    memory: Mapping[str, Any] | None = None,
 ) -> str:
     """Write docs/evaluation.md."""
     done = len(TARGETS) - len(missed(manifest, trials))
@@ -494,30 +594,36 @@ def page(
         "",
         f"![Mean r of every output beside baseline, ceiling and published figures]({FIGURE.name})",
         "",
-        *score_table(manifest, digits=3),
+        "Genre mean and floor are those of the evaluations below. The floor is the family's own model fitted, on the same folds, "
+        "to ratings that were shuffled among the tracks of each training part; the large networks were not trained for it, and "
+        "the evaluations give for them what 95 % of random pairings of ratings and predictions stay under.",
+        "",
+        *family_table(manifest, evaluations),
         "",
         *filter(None, [genre_line(manifest)]),
         "",
         "## Per label",
         "",
-        *label_tables(manifest, references),
+        *label_tables(manifest, references, evaluations),
     ]
     if evaluations:
-        lines += ["## Evaluations", "", *(line for folder in evaluations for line in evaluation_lines(folder))]
+        lines += ["## Evaluations", "", *(line for one in evaluations for line in evaluation_lines(one))]
+    if memory:
+        lines += ["## Memory", "", *memory_lines(memory), ""]
     for title, write in (("Twins", twins_lines), ("Robustness", robustness_lines), ("Where the models fail", failures_lines)):
         part = None if trials is None else trials[{"Twins": "twins", "Robustness": "robustness"}.get(title, "failures")]
         lines += [f"## {title}", "", *(["Not measured for this bundle."] if part is None else write(part)), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def draw(manifest: Manifest, path: Path) -> None:
+def draw(manifest: Manifest, path: Path, evaluations: Sequence[Mapping[str, Any]] = ()) -> None:
     """Draw mean r with its interval of every output; baseline, ceiling and the best published mean beside it."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = list(reversed(score_rows(manifest)))
+    rows = list(reversed(rows_of(manifest, evaluations)))
     with matplotlib.rc_context({"svg.hashsalt": "evaluation", "svg.fonttype": "none", "font.size": 9}):
         figure, axis = plt.subplots(figsize=(8.5, 0.3 * len(rows) + 1.3), layout="constrained")
         for place, row in enumerate(rows):
@@ -546,7 +652,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write docs/evaluation.md and README's table of scores from a bundle.")
     parser.add_argument("--bundle", default="default")
     parser.add_argument("--data", type=Path, help="folder with soundtracks/ and emotify/: references that need the ratings")
-    parser.add_argument("--evaluation", type=Path, nargs="*", default=[], help="folders written by annotate evaluate")
+    parser.add_argument("--evaluation", type=Path, nargs="*", default=[], help="folders of annotate evaluate to take in")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where README's table is out of date")
     options = parser.parse_args()
     held = load(options.bundle)
@@ -562,8 +668,14 @@ def main() -> None:
         return
     remarks = read_remarks(REMARKS)
     references = human_references(options.data) if options.data else {}
-    text = page(held.manifest, held.digest, trials, remarks, references, options.evaluation)
-    draw(held.manifest, FIGURE)
+    EVALUATIONS.mkdir(exist_ok=True)
+    for folder in options.evaluation:
+        path = EVALUATIONS / f"{folder.name}.json"
+        path.write_text(json.dumps(taken(folder), indent=1) + "\n", encoding="utf-8")
+    evaluations = stored_evaluations()
+    memory = json.loads(MEMORY.read_text(encoding="utf-8")) if MEMORY.exists() else None
+    text = page(held.manifest, held.digest, trials, remarks, references, evaluations, memory)
+    draw(held.manifest, FIGURE, evaluations)
     PAGE.write_text(text, encoding="utf-8")
     README.write_text(wanted, encoding="utf-8")
     print(f"{PAGE.relative_to(ROOT)}, {FIGURE.relative_to(ROOT)}, the table in {README.name}: bundle {held.name} {held.version}")

@@ -119,7 +119,7 @@ def test_an_evaluation_folder_is_shown(evaluation: ModuleType, held: bundle.Bund
         "families": {"emotion": {"outputs": [output]}, "crnn": {"outputs": [], "genre": {"accuracy": 0.8, "top3": 0.99}}},
     }
     (tmp_path / "scores.json").write_text(json.dumps(scores))
-    text = evaluation.page(held.manifest, held.digest, None, {}, {}, [tmp_path])
+    text = evaluation.page(held.manifest, held.digest, None, {}, {}, [evaluation.taken(tmp_path)])
     assert "bundle default 1.0 on tracks that the bundle was not trained on" in text
     assert (
         "| `emotion` | gems | emotify | 91 | 0.512 (0.400 to 0.600) | 0.55 | 0.27 | 0.01 | 0.12 | 0.80 | 0.20 | 0.71 |  |" in text
@@ -127,10 +127,55 @@ def test_an_evaluation_folder_is_shown(evaluation: ModuleType, held: bundle.Bund
     assert "Genre (`crnn`): accuracy 0.800, top-3 0.990." in text
     for how, said in (({"folds": 5}, "retrained on 5 grouped folds, seed 0"), ({"split": "a.txt"}, "on the split a.txt, seed 0")):
         (tmp_path / "scores.json").write_text(json.dumps(scores | {"mode": "folds"} | how))
-        assert said in evaluation.page(held.manifest, held.digest, None, {}, {}, [tmp_path])
+        assert said in evaluation.page(held.manifest, held.digest, None, {}, {}, [evaluation.taken(tmp_path)])
     (tmp_path / "scores.json").write_text(json.dumps(scores | {"kind": "x"}))
     with pytest.raises(SystemExit, match="kind 'x'"):
-        evaluation.page(held.manifest, held.digest, None, {}, {}, [tmp_path])
+        evaluation.taken(tmp_path)
+
+
+def test_a_family_that_is_not_shipped_stands_beside_the_others(
+    evaluation: ModuleType, held: bundle.Bundle, tmp_path: Path
+) -> None:
+    figures = {"baseline_r": 0.8, "group_mean_r": None, "shuffled_r": None, "chance_r": 0.1, "ceiling_r": None}
+    headline = {"r": 0.7, "r_low": 0.6, "r_high": 0.75, "r2": 0.4, "auroc": None, "f1": None}
+    film = {"target": "film", "corpus": "soundtracks", "n": 69, "headline": headline, **figures}
+    gems = {"target": "gems", "corpus": "emotify", "n": 309, "headline": headline, **figures, "shuffled_r": -0.02}
+    scores = {
+        "schema_version": 1,
+        "kind": "evaluation",
+        "bundle": {"name": "default", "version": "2.0", "digest": "d"},
+        "mode": "folds",
+        "folds": 4,
+        "seed": 0,
+        "time_utc": "2026-01-01T00:00:00+00:00",
+        "command_line": "annotate evaluate default /home/someone/soundtracks --folds 4",
+        "corpora": [],
+        "families": {"a2e": {"configurations_tried": 2, "outputs": [film]}, "probe": {"outputs": [gems]}},
+    }
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    rows = [f"a2e,film,soundtracks,{label},{0.61 + number / 100}" for number, label in enumerate(evaluation.FILM.labels)]
+    (tmp_path / "scores" / "agreement.csv").write_text("\n".join(["family,target,corpus,label,pearson", *rows]))
+    taken = evaluation.taken(tmp_path)
+    assert "/home" not in json.dumps(taken)
+    text = evaluation.page(held.manifest, held.digest, None, {}, {}, [taken])
+    best = max(mean for name, mean, _ in evaluation.PUBLISHED["film"] if name.endswith("published"))
+    row = f"| `a2e` (not shipped) | a2e_film on soundtracks | 69 | 0.700 (0.600 to 0.750) | 0.800 |  |  |  | {best:.3f} | 0.400 |"
+    assert row in text
+    labels = "| `a2e`: a2e_film on soundtracks | 69 | 0.61 | 0.62 | 0.63 | 0.64 | 0.65 | 0.66 | 0.67 | 0.68 | 0.70 |"
+    assert labels in text
+    probe = next(line for line in text.splitlines() if line.startswith("| `probe` | gems on emotify | 309 |"))
+    assert " | -0.020 | 0.811 | " in probe  # the floor of the evaluation, the ceiling of the bundle
+    assert "Configurations tried in its working folder: `a2e` 2, `probe` not stated." in text
+
+
+def test_peak_memory_is_held_to_the_rule(evaluation: ModuleType) -> None:
+    memory = {"va": {"peak_gb": 0.8, "own_gb": 0.5, "processes": 5}, "midlevel": {"peak_gb": 3.2, "own_gb": 2.9, "processes": 5}}
+    lines = "\n".join(evaluation.memory_lines(memory))
+    assert "Most: 3.20 GB (`midlevel`), under the rule of 4 GB." in lines
+    assert "| midlevel | 3.20 (2.90) | 5 |" in lines
+    memory["va"]["peak_gb"] = 4.1
+    assert "Most: 4.10 GB (`va`), over the rule of 4 GB." in "\n".join(evaluation.memory_lines(memory))
 
 
 def test_the_figure_is_the_same_each_time(evaluation: ModuleType, held: bundle.Bundle, tmp_path: Path) -> None:
