@@ -8,7 +8,11 @@ own RNN operator, which takes the number of notes where Keras takes a mask. Need
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,8 +69,28 @@ def float_graph(network: Any) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         network(np.zeros((1, *network.input_shape[1:]), np.float32))  # Keras exports only what has been called
-        network.export(path, format="onnx", verbose=False)
+        with _hushed():
+            network.export(path, format="onnx", verbose=False)
         return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep back what TensorFlow's C++ writes of an export that goes well, which no setting turns off; show it after an error."""
+    with tempfile.TemporaryFile() as held, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="In the future `np.object` will be defined", category=FutureWarning)
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def half_weights(graph: bytes) -> bytes:

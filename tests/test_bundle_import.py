@@ -68,13 +68,17 @@ def va_file(tmp_path: Path) -> Path:
     return tmp_path / "va.keras"
 
 
-def test_a_dense_file_predicts_in_our_graph_what_it_predicts_itself(va_file: Path, tmp_path: Path, in_process: Invoke) -> None:
+def test_a_dense_file_predicts_in_our_graph_what_it_predicts_itself(
+    va_file: Path, tmp_path: Path, in_process: Invoke, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
     order = "arousal_mean, arousal_std, valence_mean, valence_std"
     done = in_process(
         "bundle", "import", "--va", va_file, "--name", "mine", "--out", tmp_path / "mine",
         "--scale", f"va={tmp_path / 'scale.json'}", "--floored", "custom_activation", "--labels", f"va={order}",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
+    assert capfd.readouterr().err == ""  # nothing of TensorFlow's own
     held = load(str(tmp_path / "mine"))
     assert tuple(held.families) == ("va", "notes")
     rng = np.random.default_rng(0)
