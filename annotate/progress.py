@@ -207,7 +207,8 @@ class Progress:
             extra = {"event": "failed", "track": one.track, "seconds": one.seconds, "fields": {"reason": one.error}}
             log.warning("failed: %s: %s", one.track, one.error, extra=extra)
         else:
-            extra = {"event": "done", "track": one.track, "seconds": one.seconds, "fields": {"audio_s": one.audio_s}}
+            fields = {"audio_s": one.audio_s, "left_s": left}
+            extra = {"event": "done", "track": one.track, "seconds": one.seconds, "fields": fields}
             log.debug("%s: %.1f s of audio in %.2f s", one.track, one.audio_s, one.seconds, extra=extra)
         if self.bar.disable and now - self.reported >= REPORT_S:
             self.report(now)
@@ -229,6 +230,9 @@ class Progress:
             "real_time_factor": speed,
             "device": self.device,
         }
+        if not self.total:
+            log.info("no track to annotate%s", skipped, extra={"event": "summary", "seconds": wall, "fields": fields})
+            return
         log.info(
             "%d tracks%s, %d of them failed, %.2f h of audio in %.0f s (%.1f times real time) on %s%s",
             self.done,

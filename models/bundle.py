@@ -412,7 +412,7 @@ def verify(bundle: Bundle) -> Iterator[str]:
         ways: dict[str, dict[str, Array]] = {}
         if family.weights is not None:
             graph = load_network(bundle, name)
-            ways["keras"] = {head: np.asarray(value) for head, value in graph.predict_on_batch(inputs).items()}
+            ways["keras"] = {head: np.asarray(value) for head, value in graph(inputs, training=False).items()}
         if family.engine is not None:
             ways["onnx"] = run_engine(bundle.file(family.engine), inputs)
         numbers = arrays.get(f"{name}/numbers", inputs)  # what the engines of single outputs read

@@ -81,6 +81,7 @@ def describe_as_croissant(
             "ratings only in columns that begin with rated_."
         ),
         license=[licence],
+        cite_as=f"{name}, by {provenance.get('tool', 'annotate')} with bundle {bundle.get('name')} {bundle.get('version')}",
         url=table.name,
         date_published=provenance.get("time_utc"),
         version="1.0.0",
@@ -111,15 +112,13 @@ def validate_croissant(path: Path) -> list[str]:
     """
     import mlcroissant as mlc
 
-    said = io.StringIO()
-    handler = logging.StreamHandler(said)
-    logger = logging.getLogger("absl")
-    logger.addHandler(handler)
+    logger = logging.getLogger("absl")  # where mlcroissant prints what it also returns
+    heard, logger.disabled = logger.disabled, True
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             dataset = mlc.Dataset(jsonld=path)
     except mlc.ValidationError as error:
         raise TableError(f"{path}: not valid Croissant: {' '.join(str(error).split())}") from None
     finally:
-        logger.removeHandler(handler)
+        logger.disabled = heard
     return [line for line in map(str, dataset.metadata.ctx.issues.warnings) if line]

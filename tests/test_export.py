@@ -16,6 +16,7 @@ from click.testing import Result
 
 from annotate.worker import beside
 from models.bundle import load
+from outputs.croissant import validate_croissant
 from outputs.jams_export import jams_of
 from outputs.table import Column, read_columns, write_table
 
@@ -129,6 +130,7 @@ def test_the_croissant_description_opens_the_table(table: Path, in_process: Invo
     done = in_process("export", table, "--croissant", path, "--licence", "https://creativecommons.org/licenses/by/4.0/")
     assert done.exit_code == 0, done.output
     assert "valid Croissant 1.1" in done.output
+    assert validate_croissant(path) == []  # nothing that mlcroissant recommends is missing
     content = json.loads(path.read_text())
     assert content["conformsTo"] == "http://mlcommons.org/croissant/1.1"
     fields = content["recordSet"][0]["field"]
