@@ -593,6 +593,8 @@ def _bundle_decisions(
 
 def _means_of_other_groups(rated: Rated, values: NDArray[np.float64], rows: NDArray[np.intp]) -> NDArray[np.float64]:
     """Mean rating of the track's genre over the tracks of other artists or albums; NaN without a genre."""
+    if rated.table["genre"].iloc[rows].isna().all():
+        return np.full((len(rows), values.shape[1]), np.nan)
     table = pd.DataFrame(values[rows])
     genre = rated.table["genre"].iloc[rows].reset_index(drop=True)
     group = rated.table["split_group"].iloc[rows].reset_index(drop=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import Result
 
 from annotate import evaluation, evaluation_floor, training, training_data
 from annotate.evaluation import EvaluationOptions, evaluate
@@ -328,3 +330,35 @@ def test_recipes_of_a_bundle_are_those_that_it_was_trained_by(options: Evaluatio
     told = replace(held, families={**held.families, "descriptors": family})
     assert evaluation._recipes(told, ["descriptors"], replace(options, recipes={}))["descriptors"] == recipe
     assert evaluation._recipes(told, ["descriptors"], options)["descriptors"] == QUICK  # a flag goes first
+
+
+def test_a_folder_with_ratings_of_its_own_is_new_to_the_built_in_bundle(
+    in_process: Callable[..., Result], forty_tracks: Path, tmp_path: Path
+) -> None:
+    """The command from end to end: audio that no corpus knows, ratings from a CSV, one id of which belongs to no track."""
+    rng = np.random.default_rng(0)
+    names = sorted(str(path.relative_to(forty_tracks)) for path in forty_tracks.rglob("*.wav"))
+    rows = [f"{name},{rng.uniform(2, 8):.2f},{rng.uniform(2, 8):.2f},Artist {k // 4}" for k, name in enumerate(names)]
+    labels = tmp_path / "ratings.csv"
+    labels.write_text("\n".join(["file,valence,arousal,artist", *rows, "lost.wav,5,5,Nobody"]))
+    out = tmp_path / "eval"
+    flags = ("--labels", labels, "--id-column", "file", "--labels-for", "va", "--models", "va,descriptors", "--resamples", "20")
+    done = in_process("evaluate", "default", forty_tracks, *flags, "--jobs", "1", "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "1 of 41 ids belong to no track: lost.wav" in done.output
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["mode"] == "unseen"
+    assert [one["n"] for family in ("va", "descriptors") for one in scores["families"][family]["outputs"]] == [40, 40]
+    assert scores["families"]["va"]["outputs"][0]["shuffled_r"] is None  # nothing was trained
+    predictions = pd.read_parquet(out / "predictions.parquet")
+    found = predictions[(predictions["family"] == "va") & (predictions["target"] == "va_valence_mean")].set_index("track")
+    assert found.loc[names[0], "rated"] == pytest.approx(float(rows[0].split(",")[1]))
+    assert set(found["split_group"]) == {f"labels:artist {k}" for k in range(10)}
+    table = tmp_path / "t.parquet"
+    assert in_process("run", forty_tracks, "--models", "va", "--jobs", "1", "--out", table).exit_code == 0
+    annotated = pd.read_parquet(table).set_index("track")["va_valence_mean"]
+    np.testing.assert_allclose(found["predicted"], annotated.loc[found.index], atol=1e-3)
+    labels.write_text("file,valence,arousal\nnowhere.wav,5,5\n")
+    refused = in_process("evaluate", "default", forty_tracks, *flags, "--jobs", "1", "--out", tmp_path / "other")
+    assert refused.exit_code == 1
+    assert "none of its 1 ids (nowhere.wav) is that of a track" in refused.output
