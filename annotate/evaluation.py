@@ -692,6 +692,7 @@ def _scores(
         "bundle": {"name": bundle.name, "version": bundle.version, "digest": bundle.digest},
         "mode": "folds" if plan is not None else "unseen",
         "folds": options.folds if plan is not None else None,
+        "folds_run": plan.folds_run if plan is not None and options.folds is not None else None,  # of a network
         "split": None if options.split is None else str(options.split.test),
         "seed": options.seed,
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -53,6 +53,8 @@ MEMORY = ROOT / "benchmarks" / "memory.json"
 MEMORY_RULE_GB = 4.0
 BEGIN, END = "<!-- scores: written by make evaluation -->", "<!-- end of scores -->"
 TWINS_RULE = 0.8  # share of pairs
+NOT_SHIPPED = ("a2e", "a2mid2e", "vatransfer")  # trained and scored, in no bundle of ours
+PARTS = (("tried", "Tried"), ("measured", "Measured"), ("holds_back", "What holds it back"))  # of a remark
 DEFINITE_CUES = ("articulation", "dissonance", "mode")  # those that the rule is for
 
 Manifest = Mapping[str, Any]
@@ -322,10 +324,12 @@ def read_remarks(path: Path) -> dict[str, dict[str, str]]:
     if not path.exists():
         return {}
     remarks = tomllib.loads(path.read_text(encoding="utf-8"))
-    keys, parts = {target.key for target in TARGETS}, {"tried", "measured", "holds_back"}
+    keys, parts = {*NOT_SHIPPED, *(target.key for target in TARGETS)}, {part for part, _ in PARTS}
     for key, remark in remarks.items():
         if key not in keys:
-            raise SystemExit(f"{path}: [{key}] is no target; there are {', '.join(sorted(keys))}")
+            raise SystemExit(
+                f"{path}: [{key}] is no target, nor a family that is not shipped; there are {', '.join(sorted(keys))}"
+            )
         if not isinstance(remark, dict) or not set(remark) <= parts:
             raise SystemExit(f"{path}: [{key}] must hold nothing but {', '.join(sorted(parts))}")
     return remarks
@@ -336,16 +340,20 @@ def remarks_lines(manifest: Manifest, trials: Trials, remarks: Mapping[str, Mapp
         remark = remarks.get(target.key)
         if not remark:
             continue
-        yield f"**{target.model}, {target.corpus}** ({target.key})"
-        yield ""
-        for part, title in (("tried", "Tried"), ("measured", "Measured"), ("holds_back", "What holds it back")):
-            if remark.get(part):
-                yield f"- {title}: {' '.join(remark[part].split())}"
-        yield ""
+        yield from remark_lines(f"**{target.model}, {target.corpus}** ({target.key})", remark)
     silent = [target.key for target in missed(manifest, trials) if not remarks.get(target.key)]
     if silent:
         yield f"Missed or not measured, without a remark: {', '.join(silent)}."
         yield ""
+
+
+def remark_lines(title: str, remark: Mapping[str, str]) -> Iterator[str]:
+    yield title
+    yield ""
+    for part, name in PARTS:
+        if remark.get(part):
+            yield f"- {name}: {' '.join(remark[part].split())}"
+    yield ""
 
 
 def kind_of(row: ScoreRow) -> str | None:
@@ -416,7 +424,7 @@ def taken(folder: Path) -> dict[str, Any]:
         raise SystemExit(
             f"{path}: kind {scores.get('kind')!r}, version {scores.get('schema_version')!r}: not an evaluation of version 1"
         )
-    kept = {name: scores.get(name) for name in ("bundle", "mode", "folds", "split", "seed", "time_utc", "tool")}
+    kept = {name: scores.get(name) for name in ("bundle", "mode", "folds", "folds_run", "split", "seed", "time_utc", "tool")}
     kept |= {"name": folder.name, "command_line": portable(scores["command_line"])}
     kept["corpora"] = [{key: value for key, value in one.items() if key != "messages"} for one in scores["corpora"]]
     kept["families"] = {
@@ -502,8 +510,10 @@ def memory_lines(memory: Mapping[str, Any]) -> Iterator[str]:
 def evaluation_lines(scores: Mapping[str, Any]) -> Iterator[str]:
     """Yield the headline figures of one evaluation."""
     tried = scores["bundle"]
+    run = scores.get("folds_run")
+    first = f"the first {run} of " if run and run < scores["folds"] else ""
     how = (
-        f"retrained on {scores['folds']} grouped folds, seed {scores['seed']}"
+        f"retrained on {first}{scores['folds']} grouped folds, seed {scores['seed']}"
         if scores["folds"]
         else f"retrained on the split {portable(scores['split'])}, seed {scores['seed']}"
         if scores.get("split")
@@ -602,6 +612,12 @@ def page(
         "",
         *filter(None, [genre_line(manifest)]),
         "",
+        *(
+            line
+            for family in NOT_SHIPPED
+            if remarks.get(family)
+            for line in remark_lines(f"**`{family}`** (not shipped)", remarks[family])
+        ),
         "## Per label",
         "",
         *label_tables(manifest, references, evaluations),

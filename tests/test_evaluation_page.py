@@ -94,6 +94,9 @@ def test_remarks_stand_by_their_targets(evaluation: ModuleType, held: bundle.Bun
     silent = text.partition("without a remark: ")[2]
     assert "twins" in silent
     assert "emotion" not in silent
+    path.write_text('[a2e]\ntried = "five epochs"\n')
+    page = evaluation.page(held.manifest, held.digest, None, evaluation.read_remarks(path), {}, [])
+    assert "**`a2e`** (not shipped)\n\n- Tried: five epochs\n" in page
     path.write_text('[emotions]\ntried = "a"\n')
     with pytest.raises(SystemExit, match=r"\[emotions\] is no target"):
         evaluation.read_remarks(path)
@@ -125,7 +128,11 @@ def test_an_evaluation_folder_is_shown(evaluation: ModuleType, held: bundle.Bund
         "| `emotion` | gems | emotify | 91 | 0.512 (0.400 to 0.600) | 0.55 | 0.27 | 0.01 | 0.12 | 0.80 | 0.20 | 0.71 |  |" in text
     )
     assert "Genre (`crnn`): accuracy 0.800, top-3 0.990." in text
-    for how, said in (({"folds": 5}, "retrained on 5 grouped folds, seed 0"), ({"split": "a.txt"}, "on the split a.txt, seed 0")):
+    for how, said in (
+        ({"folds": 5, "folds_run": 5}, "retrained on 5 grouped folds, seed 0"),
+        ({"folds": 5, "folds_run": 2}, "retrained on the first 2 of 5 grouped folds, seed 0"),
+        ({"split": "a.txt"}, "on the split a.txt, seed 0"),
+    ):
         (tmp_path / "scores.json").write_text(json.dumps(scores | {"mode": "folds"} | how))
         assert said in evaluation.page(held.manifest, held.digest, None, {}, {}, [evaluation.taken(tmp_path)])
     (tmp_path / "scores.json").write_text(json.dumps(scores | {"kind": "x"}))
