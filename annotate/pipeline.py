@@ -153,7 +153,9 @@ def run(options: RunOptions) -> RunResult:
         if pending:
             log.info("%d of %d tracks to annotate, families %s", len(pending), len(corpus.tracks), ", ".join(families))
         skipped = len(corpus.tracks) - len(pending) - len(left)
-        with Progress(pending, options.progress, skipped=skipped, device=device) as progress:
+        alone = device == "cpu" and not options.exact and options.scheduler is None  # no process but the workers
+        workers = jobs_of(options) if alone else None
+        with Progress(pending, options.progress, skipped=skipped, device=device, workers=workers) as progress:
             work(pending, bundle, families, folder.folder, device, options, progress)
         wall_s = time.monotonic() - progress.started
         forecast.keep_rate(

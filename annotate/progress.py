@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
+from statistics import median
 from typing import Protocol
 
 log = logging.getLogger("annotate")
@@ -20,6 +21,7 @@ log = logging.getLogger("annotate")
 REPORT_S = 30.0  # between two lines of progress where stderr is no terminal
 NOMINAL_BYTES_PER_S = {".wav": 176_400, ".aif": 176_400, ".aiff": 176_400, ".flac": 100_000, ".opus": 12_000, ".ogg": 20_000}
 NOMINAL_OTHER = 24_000  # MP3 at 192 kbit/s
+RATES_A_WORKER = 8  # tracks whose rates are kept
 SAME_INSTANT_S = 0.05  # a worker hands in a few tracks at once: one measurement
 
 
@@ -63,11 +65,14 @@ class TimeLeft:
     """Forecast of a run's rest from what is finished.
 
     Time is a straight line over the seconds of audio that are done, fitted by least squares: its intercept is the workers' start,
-    which must not be laid to the tracks, and its slope the seconds a second of audio takes.
+    which must not be laid to the tracks, and its slope the seconds a second of audio takes. Until each worker has handed in
+    twice, the slope is the median of what a second of audio took a worker (its first track loaded the models), by their number.
     """
 
-    def __init__(self, tracks: Iterable[Listed], *, started: float) -> None:
+    def __init__(self, tracks: Iterable[Listed], *, started: float, workers: int | None = None) -> None:
         self.started = started
+        self.workers = workers  # that do the whole work of a track; None: not known
+        self.rates: list[float] = []  # a worker's seconds for a second of audio, of the first tracks
         self.sizes = {track.track: track.size for track in tracks}
         self.bytes_left: dict[str, int] = {}  # by suffix
         for name, size in self.sizes.items():
@@ -78,14 +83,16 @@ class TimeLeft:
         self.sums = [0.0] * 5  # over the points before: 1, x, y, x², xy
         self.audio_s = 0.0
 
-    def finish(self, track: str, audio_s: float, now: float) -> None:
-        """Take in that a track is done; `audio_s` is 0 for a failed one."""
+    def finish(self, track: str, audio_s: float, now: float, *, took_s: float = 0.0) -> None:
+        """Take in that a track is done, which took its worker `took_s`; `audio_s` is 0 for a failed one."""
         size = self.sizes.pop(track, 0)
         suffix = suffix_of(track)
         self.bytes_left[suffix] = self.bytes_left.get(suffix, 0) - size
         if audio_s > 0:
             held, seconds = self.measured.get(suffix, (0, 0.0))
             self.measured[suffix] = held + size, seconds + audio_s
+            if took_s > 0 and len(self.rates) < RATES_A_WORKER * (self.workers or 0):
+                self.rates.append(took_s / audio_s)
         self.audio_s += audio_s
         at = now - self.started
         if self.last is not None and at - self.last[1] >= SAME_INSTANT_S:
@@ -108,7 +115,9 @@ class TimeLeft:
         done, at = self.last
         slope = at / done
         count, x, y, xx, xy = added(self.sums, done, at)
-        if count >= 3 and count * xx > x * x:
+        if self.workers is not None and count <= 2 * self.workers and len(self.rates) >= 2:
+            slope = median(self.rates) / self.workers
+        elif count >= 3 and count * xx > x * x:
             fitted = (count * xy - x * y) / (count * xx - x * x)
             slope = fitted if fitted > 0 else slope
         return max(slope * self.audio_left_s() - (now - self.started - at), 0.0)
@@ -150,9 +159,13 @@ class Progress:
         Tracks that were done before; they count in the bar.
     device
         What runs the networks, for the summary.
+    workers
+        Processes that do the whole work of a track, where that is known; without it the first tracks foretell little.
     """
 
-    def __init__(self, pending: Iterable[Listed], bar: bool, *, skipped: int = 0, device: str = "cpu") -> None:
+    def __init__(
+        self, pending: Iterable[Listed], bar: bool, *, skipped: int = 0, device: str = "cpu", workers: int | None = None
+    ) -> None:
         from tqdm import tqdm
 
         tracks = list(pending)
@@ -160,7 +173,7 @@ class Progress:
         self.skipped, self.device = skipped, device
         self.reasons: Counter[str] = Counter()
         self.started = self.reported = time.monotonic()
-        self.left = TimeLeft(tracks, started=self.started)
+        self.left = TimeLeft(tracks, started=self.started, workers=workers)
         self.ended = threading.Event()
         self.reporter = threading.Thread(target=self._report_now_and_then, name="progress", daemon=True)
         self.bar = tqdm(
@@ -196,7 +209,7 @@ class Progress:
         """Count one track, and say which it was."""
         now = time.monotonic()
         self.done += 1
-        self.left.finish(one.track, one.audio_s, now)
+        self.left.finish(one.track, one.audio_s, now, took_s=one.seconds)
         left = self.left.seconds(now)
         about = "" if left is None else f"about {spoken(left)} left"
         self.bar.set_postfix_str(about, refresh=False)
