@@ -573,6 +573,9 @@ def _bundle_decisions(
 ) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None, str]:
     if target not in LABELLED or family not in bundle.families:
         return None, None, ""
+    if family == "probe" and np.isfinite(values[rows]).all():
+        fixed = np.full((len(rows), len(labels)), SALIENCE_THRESHOLD)
+        return _truth(target, family, values[rows], values[rows]), fixed, "fixed by the founding document"
     held = bundle.families[family]
     limits = {
         label: limit

@@ -203,6 +203,15 @@ def test_without_folds_only_new_artists_are_scored(
     }  # one track an artist was known, all three are left out
     assert set(predictions["family"]) == {"descriptors", "va"}
     assert predictions.loc[predictions["family"] == "va", "baseline"].notna().all()
+    truth, limits, chosen_on = evaluation._bundle_decisions(
+        known_bundle, "probe", "gems", GEMS.labels, rated.table[training.columns_of("gems")].to_numpy(float), np.arange(30, 33)
+    )
+    assert chosen_on == "fixed by the founding document"
+    assert truth is not None
+    assert limits is not None
+    assert (limits == 0.4).all()
+    shares = rated.table[training.columns_of("gems")].to_numpy(float)[30:33]
+    assert truth.sum(axis=1).tolist() == np.ceil(10 * shares.std(axis=1)).tolist()  # N highest, by document 000
     written_by_model = replace(unseen, labels_by_model=True)
     found = evaluate(written_by_model)
     assert found["families"] == {}
