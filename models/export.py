@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import quantization
+from models.va import FLOOR
 
 Array = NDArray[np.float32]
 
@@ -246,7 +247,10 @@ def agreement(derived: dict[str, Array], reference: dict[str, Array], ranges: di
 
 
 def sequence_graph(network: Any) -> bytes:
-    """Write the note-sequence network as ONNX: `notes` (track, note, 4), zero rows behind, to `va` (track, 4)."""
+    """Write the note-sequence network, or the dense one behind its trunk, as ONNX.
+
+    `notes` (track, note, 4), zero rows behind, to `va` (track, 4).
+    """
     from onnx import TensorProto, checker, helper, numpy_helper
 
     standardize = next(layer for layer in network.layers if hasattr(layer, "standard_deviation"))
@@ -263,7 +267,6 @@ def sequence_graph(network: Any) -> bytes:
         constants[f"{name}_w"] = kernel.T[None]
         constants[f"{name}_r"] = recurrent.T[None]
         constants[f"{name}_b"] = np.concatenate([bias, np.zeros_like(bias)])[None]
-    constants["kernel"], constants["bias"] = network.get_layer("va").get_weights()
     node = helper.make_node
     nodes = [
         node("Abs", ["notes"], ["magnitude"]),
@@ -282,16 +285,29 @@ def sequence_graph(network: Any) -> bytes:
             ["", "second_last"],
             hidden_size=64,
         ),
-        node("Squeeze", ["second_last", "first"], ["last"]),
-        node("MatMul", ["last", "kernel"], ["linear"]),
-        node("Add", ["linear", "bias"], ["va"]),
+        node("Squeeze", ["second_last", "first"], ["second_rnn"]),
     ]
+    names = [layer.name for layer in network.layers]
+    before = "second_rnn"
+    for layer in network.layers[names.index("second_rnn") + 1 :]:
+        if type(layer).__name__ == "Rescaling":
+            scale, offset, after = np.array(layer.scale, np.float32), np.array(layer.offset, np.float32), "Identity"
+            nodes.append(node("Mul", [before, f"{layer.name}_scale"], [f"{layer.name}_scaled"]))
+        else:
+            scale, offset = layer.get_weights()
+            after = {"linear": "Identity", "relu": "Relu", "floored": "Max"}[layer.activation.__name__]
+            nodes.append(node("MatMul", [before, f"{layer.name}_scale"], [f"{layer.name}_scaled"]))
+        constants |= {f"{layer.name}_scale": scale, f"{layer.name}_offset": offset, "floor": np.array(FLOOR, np.float32)}
+        nodes.append(node("Add", [f"{layer.name}_scaled", f"{layer.name}_offset"], [f"{layer.name}_moved"]))
+        more = ["floor"] if after == "Max" else []
+        nodes.append(node(after, [f"{layer.name}_moved", *more], [layer.name]))
+        before = layer.name
     graph = helper.make_graph(
         nodes,
         "va_sequence",
         [helper.make_tensor_value_info("notes", TensorProto.FLOAT, ["track", "note", 4])],
         [helper.make_tensor_value_info("va", TensorProto.FLOAT, ["track", 4])],
-        [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()],
+        [numpy_helper.from_array(np.asarray(value, order="C"), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     checker.check_model(model)

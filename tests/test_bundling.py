@@ -59,3 +59,29 @@ def test_a_published_bundle_is_never_overwritten(tmp_path):
     (tmp_path / "bundle.json").write_text("{}")
     with pytest.raises(ValueError, match="a published version never changes"):
         bundling.write_bundle(None, tmp_path, tmp_path, (), name="x", version="1")
+
+
+@pytest.mark.parametrize("family", ["vaseq", "vatransfer"])
+def test_the_graph_of_a_note_sequence_network_is_that_network(family, tmp_path):
+    from models import export, va
+
+    random = np.random.default_rng(0)
+    if family == "vaseq":
+        network = va.build_sequence()
+    else:
+        mean, spread = random.normal(size=(2, 64))
+        network = va.build_transferred(
+            va.TransferredArchitecture(mean=tuple(mean), standard_deviation=tuple(np.abs(spread) + 0.1))
+        )
+    weights = [random.normal(0, 0.05, weight.shape) for weight in network.get_weights()]  # larger ones are chaotic over 512 notes
+    weights[-1] = np.array([-5.0, 1.0, 2.0, 3.0])
+    network.set_weights(weights)
+    notes = np.zeros((4, 512, 4), np.float32)
+    for track, count in enumerate((0, 1, 40, 512)):
+        notes[track, :count] = np.abs(random.normal(size=(count, 4))) + 0.1
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(export.sequence_graph(network))
+    expected = network.predict_on_batch(notes)["va"]
+    np.testing.assert_allclose(bundle.run_engine(path, notes)["va"], expected, atol=1e-5)
+    assert np.ptp(expected, axis=0).max() > 1e-3  # tracks differ
+    assert (expected == np.float32(va.FLOOR)).sum() == (4 if family == "vatransfer" else 0)
