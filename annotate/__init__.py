@@ -42,13 +42,11 @@ def read(table: str | os.PathLike[str]) -> pd.DataFrame:
     FileNotFoundError, outputs.table.TableError
         If there is no such file, or it is none of ours.
     """
-    import pandas as pd
-
-    from outputs.table import read_columns, read_provenance
+    from outputs.table import read_columns, read_frame, read_provenance
 
     path = Path(table)
     provenance, columns = read_provenance(path), read_columns(path)
-    frame = pd.read_parquet(path)
+    frame = read_frame(path)
     frame.attrs["annotate"] = provenance
     frame.attrs["columns"] = {column.name: dataclasses.asdict(column) for column in columns}
     return frame

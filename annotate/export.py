@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from annotate.store import replace_atomically
 from annotate.worker import beside
 from outputs.jams_export import Note, jams_of, write_jams
-from outputs.table import TableError, read_columns, read_provenance
+from outputs.table import TableError, read_columns, read_frame, read_provenance, read_rows
 
 
 def need(package: str, option: str) -> None:
@@ -44,11 +43,8 @@ def check_place(path: Path, option: str, table: Path) -> None:
 
 def export_csv(table: Path, path: Path) -> str:
     """Write the table as CSV in UTF-8, a header line, empty where there is no value; what was written, in words."""
-    import pandas as pd
-
-    read_provenance(table)
     check_place(path, "--csv", table)
-    frame = pd.read_parquet(table)
+    frame = read_frame(table)
     replace_atomically(path, lambda temporary: frame.to_csv(temporary, index=False))
     return f"{path}: {len(frame)} rows, {frame.shape[1]} columns"
 
@@ -81,7 +77,7 @@ def export_jams(table: Path, folder: Path, midi: Path | None) -> str:
     if midi is not None and not midi.is_dir():
         raise FileNotFoundError(f"--midi {midi}: no such folder; run annotate run … --midi {midi} first")
     written = failed = without_notes = 0
-    for row in rows_of(table):
+    for row in read_rows(table):
         if row.get("status") == "failed" or row.get("duration_s") is None:
             failed += 1
             continue
@@ -100,15 +96,6 @@ def export_jams(table: Path, folder: Path, midi: Path | None) -> str:
     if without_notes:
         said += f", {without_notes} without notes (no transcription in {midi})"
     return said
-
-
-def rows_of(table: Path) -> Iterator[dict[str, object]]:
-    """Rows of a table as dictionaries, None where there is no value, a few at a time."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(table) as file:
-        for batch in file.iter_batches(batch_size=500):
-            yield from batch.to_pylist()
 
 
 def read_notes(path: Path) -> list[Note]:

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from annotate.console import log
 from annotate.corpora import path_of
 from annotate.ratings import Labels
 from models.bundle import Bundle, built_in_bundles, load
-from outputs.table import Column, read_columns, read_provenance
+from outputs.table import Column, read_columns, read_frame, read_provenance
 
 if TYPE_CHECKING:
     from outputs.report import Report
@@ -87,9 +88,17 @@ def read_annotated(path: Path) -> Annotated:
     missing = [name for name in NEEDED if name not in {column.name for column in columns}]
     if missing:
         raise ValueError(f"{path}: not a table of tracks, it lacks {', '.join(missing)}")
-    frame = pd.read_parquet(path)
+    frame = read_frame(path)
     if not len(frame):
         raise ValueError(f"{path}: the table holds no track")
+    if frame["track"].isna().any():
+        raise ValueError(f"{path}: {int(frame['track'].isna().sum())} rows lack their track")
+    strange = set(frame["status"].dropna()) - {"ok", "failed"} if frame["status"].notna().all() else {"null"}
+    if strange:
+        raise ValueError(f"{path}: status must be ok or failed, not {sorted(strange)[0]!r}")
+    for column in columns:
+        if column.type == "float" and np.isinf(frame[column.name].to_numpy()).any():
+            raise ValueError(f"{path}: {column.name} holds infinite numbers, which no table of ours does")
     return Annotated(path, frame, columns, provenance)
 
 
@@ -157,7 +166,7 @@ def _report_on_table(options: ReportOptions) -> Report:
     artist = frame["artist"].where(frame["artist"].notna(), frame["album"])
     if failed < len(frame):
         for number, one in enumerate(rated):
-            suffix = "" if len(rated) == 1 else f"_{one.corpus}"
+            suffix = "" if len(rated) == 1 else "_" + re.sub("[^A-Za-z0-9]+", "_", one.corpus)
             inside = frame.loc[one.values.index]
             groups = artist.loc[inside.index]
             known = groups.str.split().str.join(" ").str.casefold() if groups.notna().any() else None
@@ -283,7 +292,7 @@ def ratings_of_table(annotated: Annotated) -> list[Ratings]:
     from outputs.report_correlations import Ratings
 
     frame = annotated.frame
-    held = [column for column in annotated.columns if column.family == "ratings"]
+    held = [column for column in annotated.columns if column.family == "ratings" and column.type in ("float", "int", "int64")]
     if not held:
         return []
     units = {column.name: (column.unit or "", column.low or 0.0, column.high or 0.0) for column in held}

@@ -42,17 +42,23 @@ def linear_maps(provenance: Mapping[str, Any]) -> dict[str, LinearMap]:
     """
     maps = {}
     for family, entry in (provenance.get("explanation") or {}).items():
-        inputs, outputs = list(entry["inputs"]), list(entry["outputs"])
-        weights = np.asarray(entry["weights"], dtype=float)
+        try:
+            inputs, outputs = [str(name) for name in entry["inputs"]], [str(name) for name in entry["outputs"]]
+            weights, bias = (np.asarray(entry[name], dtype=float) for name in ("weights", "bias"))
+            scale = str(entry["scale"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"the table's explanation of {family!r} is broken ({type(error).__name__}: {error})") from None
         if weights.shape == (len(outputs), len(inputs)) and weights.shape != (len(inputs), len(outputs)):
             weights = weights.T
-        if weights.shape != (len(inputs), len(outputs)) or len(entry["bias"]) != len(outputs):
+        if weights.shape != (len(inputs), len(outputs)) or bias.shape != (len(outputs),):
             raise ValueError(f"the table's explanation of {family} has weights of shape {weights.shape}")
+        if len({*inputs}) < len(inputs) or len({*outputs}) < len(outputs) or not inputs or not outputs:
+            raise ValueError(f"the table's explanation of {family} names a feature or an emotion twice, or none")
         maps[family] = LinearMap(
             family,
-            str(entry["scale"]),
+            scale,
             pd.DataFrame(weights, index=pd.Index(inputs, name="feature"), columns=outputs),
-            pd.Series([float(value) for value in entry["bias"]], index=outputs),
+            pd.Series(bias, index=outputs),
         )
     return maps
 

@@ -32,6 +32,7 @@ from outputs import figures
 
 REPORT_SCHEMA_VERSION: Final = 1
 ROWS_SHOWN: Final = 2000  # of a table on the page; the CSV holds all
+NAME: Final = re.compile("[A-Za-z0-9_-]{1,200}")  # of a table's or figure's files
 AUDIO_COLUMN: Final = "listen"  # the column whose texts are addresses of audio files
 
 
@@ -144,12 +145,15 @@ def write_report(report: Report, folder: Path) -> list[Path]:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ReportError(f"two parts of the report are named {', '.join(twice)}")
+        odd = [name for name in names if not NAME.fullmatch(name)]
+        if odd:
+            raise ReportError(f"a part of the report is named {odd[0]!r}, which is no name of a file (letters, digits, _, -)")
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     (folder / "tables").mkdir(exist_ok=True)
     written = [folder / "index.html", folder / "report.json"]
     for table in tables:
         path = folder / "tables" / f"{table.name}.csv"
-        _replace(path, _flat(table.frame).to_csv(index=False).encode())
+        _replace(path, _flat(table.frame).to_csv(index=False).encode(errors="backslashreplace"))
         written.append(path)
     inline = {}
     for plot in plots:
@@ -163,8 +167,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
         ):
             _replace(path, content)
             written.append(path)
-    _replace(folder / "report.json", _as_json(report, tables, plots).encode())
-    _replace(folder / "index.html", _page(report, inline).encode())
+    _replace(folder / "report.json", _as_json(report, tables, plots).encode(errors="backslashreplace"))
+    _replace(folder / "index.html", _page(report, inline).encode(errors="backslashreplace"))
     return written
 
 

@@ -11,8 +11,10 @@ Conventions
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import re
 import shlex
 import textwrap
 from collections import Counter
@@ -46,6 +48,28 @@ _ARROW_TYPES: Final[dict[str, Any]] = {
     "float": pa.float32(),
 }
 _PANDAS_TYPES: Final = {"string": "str", "bool": "boolean", "int": "Int32", "int64": "Int64", "float": "float32"}
+PANDAS_TYPES: Final = {
+    pa.string(): pd.StringDtype(na_value=math.nan),
+    pa.bool_(): pd.BooleanDtype(),
+    pa.int32(): pd.Int32Dtype(),
+    pa.int64(): pd.Int64Dtype(),
+}
+COLUMN_NAME: Final = re.compile("[A-Za-z0-9_]{1,200}")
+TEXT_COLUMNS: Final = frozenset(
+    ("track", "track_key", "corpus", "group", "artist", "album", "title", "audio_sha256", "status", "error", "warning")
+) | {"in_training"}
+NUMBER_COLUMNS: Final = frozenset(("duration_s", "sample_rate_hz", "channels", "track_id", "rated_n"))
+PROVENANCE_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
+    "tool": str,
+    "time_utc": str,
+    "bundle": dict,
+    "families": list,
+    "front_ends": dict,
+    "corpus": dict,
+    "options": dict,
+    "versions": dict,
+    "explanation": dict,
+}
 _Result = TypeVar("_Result")
 
 
@@ -185,7 +209,7 @@ def read_columns(path: Path) -> tuple[Column, ...]:
     """Read what the columns of a table mean, in their order; errors as `read_provenance`."""
     schema = _read(table_files(path)[0], lambda file: file.schema_arrow)
     _provenance(schema, path)
-    return tuple(_column(field, path) for field in schema)
+    return _columns(schema, path)
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -193,9 +217,20 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     columns = read_columns(path)
     names = [column.name for column in columns]
     for file in table_files(path):
-        with file.open("rb") as stream:
+        with file.open("rb") as stream, _unreadable(path):
             for batch in pq.ParquetFile(stream).iter_batches(batch_size=BATCH_ROWS, columns=names):
+                batch.validate(full=True)
                 yield from batch.to_pylist()
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """Read a whole table, a row a track, in pandas' nullable types where numbers may be absent; errors as `read_provenance`."""
+    columns = read_columns(path)
+    parts = [_read(file, lambda file: _whole(file.read())) for file in table_files(path)]
+    with _unreadable(path):
+        whole = pa.concat_tables(parts).replace_schema_metadata(None)
+        frame: pd.DataFrame = whole.select([column.name for column in columns]).to_pandas(types_mapper=PANDAS_TYPES.get)
+    return frame
 
 
 def describe_table(path: Path) -> str:
@@ -208,9 +243,10 @@ def describe_table(path: Path) -> str:
     names = [column.name for column in columns]
     state = [name for name in ("track", "status", "error", "warning") if name in names]
     files = table_files(path)
-    read = [_read(file, lambda file: (file.metadata.num_rows, file.read(columns=state))) for file in files]
+    read = [_read(file, lambda file: (file.metadata.num_rows, _whole(file.read(columns=state)))) for file in files]
     n_rows = sum(rows for rows, _ in read)
-    table = pa.concat_tables([part for _, part in read]) if state else pa.table({})
+    with _unreadable(path):
+        table = pa.concat_tables([part for _, part in read]) if state else pa.table({})
     in_files = f" in {len(files)} files" if path.is_dir() else ""
     lines = [f"{_printable(str(path))}: {n_rows} rows, {len(columns)} columns{in_files}", *_states(table.to_pydict())]
     lines += ["", "Columns by family"]
@@ -288,12 +324,26 @@ def _arrow(values: Sequence[Any], column_type: ColumnType) -> Any:
     return pa.array(present, _ARROW_TYPES[column_type])
 
 
+@contextlib.contextmanager
+def _unreadable(path: Path) -> Iterator[None]:
+    """Turn what Arrow raises on a damaged file into a `TableError`."""
+    try:
+        yield
+    except TableError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise TableError(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
+
+
 def _read(path: Path, what: Callable[[Any], _Result]) -> _Result:
-    with path.open("rb") as stream:
-        try:
-            return what(pq.ParquetFile(stream))
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise TableError(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
+    with path.open("rb") as stream, _unreadable(path):
+        return what(pq.ParquetFile(stream))
+
+
+def _whole(table: Any) -> Any:
+    """Check a table's values, too: lengths, and that text is UTF-8."""
+    table.validate(full=True)
+    return table
 
 
 def _provenance(schema: Any, path: Path) -> dict[str, Any]:
@@ -301,23 +351,58 @@ def _provenance(schema: Any, path: Path) -> dict[str, Any]:
     if text is None:
         raise TableError(f"{path}: a Parquet file, but not a table written by annotate (no 'annotate' metadata)")
     try:
-        provenance = json.loads(text)
-    except ValueError as error:
+        provenance = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
         raise TableError(f"{path}: its 'annotate' metadata is not JSON ({_first_line(error)})") from error
     version = provenance.get("schema_version") if isinstance(provenance, dict) else None
     if not isinstance(version, int):
         raise TableError(f"{path}: its 'annotate' metadata holds no schema_version")
     if version > SCHEMA_VERSION:
         raise TableError(f"{path}: schema version {version} is newer than {SCHEMA_VERSION}, the newest known here")
+    for key, expected in PROVENANCE_TYPES.items():
+        if key in provenance and not isinstance(provenance[key], expected):
+            raise TableError(f"{path}: its 'annotate' metadata is broken: {key} is of the type {type(provenance[key]).__name__}")
+    if not all(isinstance(family, str) for family in provenance.get("families", ())):
+        raise TableError(f"{path}: its 'annotate' metadata is broken: families must be names")
     return {str(key): value for key, value in provenance.items()}
 
 
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
+
+
+def _columns(schema: Any, path: Path) -> tuple[Column, ...]:
+    with _unreadable(path):  # names and metadata that are not UTF-8
+        columns = tuple(_column(field, path) for field in schema)
+    names = [column.name for column in columns]
+    if "track" not in names:
+        raise TableError(f"{path}: no column track")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise TableError(f"{path}: columns there twice: {', '.join(twice)}")
+    return columns
+
+
 def _column(field: Any, path: Path) -> Column:
+    if not COLUMN_NAME.fullmatch(field.name):  # names of columns become names of a report's files
+        raise TableError(f"{path}: {_printable(field.name)!r} is no column name (letters, digits, _)")
+    if field.name in TEXT_COLUMNS and field.type != pa.string():
+        raise TableError(f"{path}: column {field.name} has the type {field.type}, it must be string")
+    if field.name in NUMBER_COLUMNS and field.type not in (pa.float32(), pa.int32(), pa.int64()):
+        raise TableError(f"{path}: column {field.name} has the type {field.type}, it must be a number")
     types = [name for name, arrow_type in _ARROW_TYPES.items() if arrow_type == field.type]
     if not types:
         raise TableError(f"{path}: column {field.name} has the type {field.type}, which no table of ours has")
     metadata = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
     low, high = metadata.get("low"), metadata.get("high")
+    for bound in (low, high):
+        if bound is not None and not math.isfinite(float(bound)):
+            raise TableError(f"{path}: column {field.name} has the bound {bound}, which is no number")
     return Column(
         name=field.name,
         type=types[0],  # type: ignore[arg-type]  # the keys of _ARROW_TYPES are the ColumnTypes
