@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import shlex
-import signal
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from annotate import interrupts
 from annotate.cli_bundle import bundle
 from annotate.cli_doctor import completion, doctor
 from annotate.cli_export import export
@@ -28,7 +25,6 @@ from annotate.cli_trials import trials
 from annotate.console import CORPORA, INTERRUPTED, INTERRUPTED_TEXT, clear_errors, fail, set_up_logging
 
 FAILED_ROWS = 3
-UNWIND_S = 8.0  # seconds that worker processes have to end after Ctrl-C
 
 
 class Interruptible(click.Group):
@@ -41,6 +37,20 @@ class Interruptible(click.Group):
         except KeyboardInterrupt:
             fail(INTERRUPTED_TEXT, INTERRUPTED)
 
+    def main(self, *arguments: Any, **more: Any) -> Any:
+        """Run the command as a program; after an interrupt the process ends here."""
+        status: object = INTERRUPTED
+        try:
+            return super().main(*arguments, **more)
+        except SystemExit as end:
+            status = end.code
+            raise
+        finally:
+            if interrupts.came.is_set():
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stdout.flush()
+                interrupts.leave(status if isinstance(status, int) else INTERRUPTED)
+
 
 @click.group(cls=Interruptible, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="annotate")
@@ -52,28 +62,7 @@ def main() -> None:
     annotate run "Music Data/" --out emotify_v1.parquet     the main job
     annotate info emotify_v1.parquet                        where a table came from
     """
-    signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(signal.SIGINT, _terminate)
-
-
-def _terminate(*_: object) -> None:
-    """Unwind on Ctrl-C and SIGTERM; where a pool of workers does not let go, end it and the process after a while.
-
-    Parts and tables are replaced atomically and the lock goes with the process, so an end at any instant loses nothing.
-    """
-    threading.Thread(target=_end_anyway, daemon=True).start()
-    raise KeyboardInterrupt
-
-
-def _end_anyway() -> None:
-    time.sleep(UNWIND_S)
-    import psutil
-
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            child.kill()
-    os.write(2, f"\nannotate: {INTERRUPTED_TEXT}\n".encode())
-    os._exit(INTERRUPTED)
+    interrupts.watch()
 
 
 @main.command()

@@ -480,9 +480,8 @@ def explain(annotated: Annotated, track: pd.Series[Any], emotion: str | None) ->
 
     if track["status"] != "ok":
         raise ValueError(f"{track['track']} failed: {track['error']}")
-    maps = {
-        family: one for family, one in linear_maps(annotated.provenance).items() if set(one.weights.index) <= set(track.index)
-    }
+    numbers = {column.name for column in annotated.columns if column.type == "float"}
+    maps = {family: one for family, one in linear_maps(annotated.provenance).items() if set(one.weights.index) <= numbers}
     if not maps:
         raise ValueError(f"{annotated.path} holds no linear family: annotate with --models midlevel,probe or joint")
     found = []
@@ -491,7 +490,7 @@ def explain(annotated: Annotated, track: pd.Series[Any], emotion: str | None) ->
             if emotion is not None and emotion not in (name, label_of(name)):
                 continue
             table = contributions(one, track, annotated.frame, name)
-            value = float(track[name]) if name in track and pd.notna(track[name]) else float("nan")
+            value = float(track[name]) if name in numbers and pd.notna(track[name]) else float("nan")
             found.append(
                 Explanation(
                     family,

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from outputs.statistics import label_of
 
@@ -105,7 +106,7 @@ def contributions(one: LinearMap, track: pd.Series[Any], table: pd.DataFrame, em
     found = pd.DataFrame({"value": values, "mean": means, "weight": weights, "contribution": weights * (values - means)})
     if one.scale == "log-odds":
         total = float((weights * values).sum() + one.bias[emotion])
-        found["share"] = _sigmoid(total) - _sigmoid(total - found["contribution"].to_numpy(dtype=float))
+        found["share"] = expit(total) - expit(total - found["contribution"].to_numpy(dtype=float))
     order = found["contribution"].abs().sort_values(ascending=False, kind="stable").index
     return found.loc[order].rename_axis("feature")
 
@@ -113,8 +114,4 @@ def contributions(one: LinearMap, track: pd.Series[Any], table: pd.DataFrame, em
 def predicted(one: LinearMap, values: pd.Series[float], emotion: str) -> float:
     """Value of an emotion by the map, in the unit of its column (a share, a rating)."""
     total = float((one.weights[emotion] * values[list(one.weights.index)].astype(float)).sum() + one.bias[emotion])
-    return float(_sigmoid(total)) if one.scale == "log-odds" else total
-
-
-def _sigmoid(x: Any) -> Any:
-    return 1 / (1 + np.exp(-np.asarray(x, dtype=float)))
+    return float(expit(total)) if one.scale == "log-odds" else total

@@ -133,7 +133,8 @@ def label_of(column: str) -> str:
 def pearson(x: Floats, y: Floats) -> Correlation:
     """Pearson r of complete pairs, with SciPy's interval (Fisher's z) and p."""
     result = stats.pearsonr(x, y)
-    interval = result.confidence_interval(0.95)
+    with np.errstate(invalid="ignore"):  # three pairs on a line: ∞ − ∞
+        interval = result.confidence_interval(0.95)
     return Correlation(float(result.statistic), float(interval.low), float(interval.high), float(result.pvalue), len(x))
 
 

@@ -5,6 +5,7 @@ Whatever they hold, the outcome is a result or an error of ours, one line that n
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,21 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
+from click.testing import Result as Result_
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+import annotate
 from annotate import ratings as labels_of
 from annotate.corpora import describe, scan
 from annotate.ratings import FILM, GEMS, Labels
 from annotate.reporting import read_plain_ratings
+from annotate.schema import IDENTITY
+from outputs.table import Column, TableError, write_table
 
 Result = TypeVar("Result")
 PHASES = (Phase.explicit, Phase.generate)  # the same examples everywhere, each once
@@ -256,3 +264,246 @@ def test_a_scan_beside_any_label_file_finds_the_audio_or_says_why_not(
         assert isinstance(found.ratings, pd.DataFrame)
         text = describe(found)
         assert all(line.isprintable() for line in text.splitlines()), text
+
+
+# --- tables ---
+
+FEATURES = ("melodiousness", "dissonance")
+COLUMNS = (
+    *IDENTITY,
+    Column("rated_tension", "float", "share", "share", 0.0, 1.0, "ratings"),
+    Column("rated_n", "int", "listeners", "listeners", 1.0, 40.0, "ratings"),
+    *(Column(f"salient_{name}", "float", name, "probability", 0.0, 1.0, "midlevel") for name in FEATURES),
+    Column("salient_dissonance_label", "bool", "dissonance", None, None, None, "midlevel"),
+    Column("gems_tension", "float", "tension", "share of listeners", 0.0, 1.0, "probe"),
+    Column("midi_n_notes", "int", "notes", None, 0.0, None, "notes"),
+)
+EXPLANATION = {
+    "probe": {
+        "inputs": [f"salient_{name}" for name in FEATURES],
+        "outputs": ["gems_tension"],
+        "scale": "log-odds",
+        "weights": [[0.5, -1.0]],
+        "bias": [0.1],
+    }
+}
+PROVENANCE = {
+    "tool": "annotate 0",
+    "time_utc": "2026-01-02T03:04:05+00:00",
+    "bundle": {"name": "made up", "version": "1", "digest": "ab" * 32},
+    "families": ["midlevel", "probe", "notes"],
+    "corpus": {"name": "emotify", "messages": []},
+    "explanation": EXPLANATION,
+}
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.sampled_from(CELLS[:24]) | st.floats(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(("bundle", "name", "probe", "inputs", "x")), inner)
+    ),
+    max_leaves=6,
+)
+
+
+@pytest.fixture(scope="module")
+def small_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of six tracks, one of them failed; not to be changed."""
+    path = tmp_path_factory.mktemp("table") / "t.parquet"
+    rows = [
+        {
+            "track": f"rock/{number}.mp3",
+            "track_key": str(number),
+            "track_id": number,
+            "corpus": "emotify",
+            "group": "rock",
+            "artist": f"artist {number // 2}",
+            "duration_s": 30.0 + number,
+            "audio_sha256": f"{number:064x}",
+            "status": "ok",
+            "in_training": "",
+            "rated_tension": number / 10,
+            "rated_n": 10 + number,
+            "salient_melodiousness": 0.2 + number / 20,
+            "salient_dissonance": 0.9 - number / 20,
+            "salient_dissonance_label": number < 3,
+            "gems_tension": number / 12,
+            "midi_n_notes": 20 * number,
+        }
+        for number in range(5)
+    ]
+    rows.append({"track": "rock/5.mp3", "track_key": "5", "corpus": "emotify", "status": "failed", "error": "not audio"})
+    write_table(rows, COLUMNS, PROVENANCE, path)
+    return path
+
+
+@st.composite
+def mutated_bytes(draw: st.DrawFn, content: bytes) -> bytes:
+    """A file of which bytes were changed, left out, added or exchanged; the footer more often than not."""
+    bad = bytearray(content)
+    for _ in range(draw(st.integers(1, 3))):
+        last = len(bad) - 1
+        at = draw(st.integers(max(last - draw(st.sampled_from((40, 2000, last))), 0), last))
+        kind = draw(st.sampled_from(("flip", "set", "cut", "delete", "insert", "zeros", "ones")))
+        length = draw(st.sampled_from((1, 2, 4, 8, 100)))
+        if kind == "flip":
+            bad[at] ^= 1 << draw(st.integers(0, 7))
+        elif kind == "set":
+            bad[at] = draw(st.integers(0, 255))
+        elif kind == "cut":
+            del bad[max(at, 1) :]
+        elif kind == "delete":
+            del bad[at : at + length]
+        elif kind == "insert":
+            bad[at:at] = draw(st.binary(min_size=1, max_size=8))
+        else:
+            bad[at : at + length] = (b"\0" if kind == "zeros" else b"\xff") * length
+        if not bad:
+            return b"P"
+    return bytes(bad)
+
+
+TYPES = (
+    pa.string(), pa.large_string(), pa.binary(), pa.int32(), pa.int64(), pa.uint8(), pa.float32(), pa.float64(), pa.bool_(),
+    pa.list_(pa.float32()), pa.dictionary(pa.int32(), pa.string()), pa.struct([("a", pa.int8())]), pa.null(), pa.timestamp("s"),
+)  # fmt: skip
+VALUES = {
+    pa.string(): ("", "<script>alert(1)</script>", "\x1b[2J\n", "../../x", "nan", "\u202e", "x" * 5000),
+    pa.float32(): (float("inf"), float("-inf"), float("nan"), 3.4e38, -1.0, 0.0, 1e-40),
+    pa.int32(): (2**31 - 1, -(2**31), 0),
+    pa.int64(): (2**63 - 1, -(2**63), 0),
+    pa.bool_(): (True, False),
+}
+NAMES = (
+    "track",
+    "status",
+    "",
+    "a b",
+    "../../evil_x",
+    "/tmp/evil_x",
+    "é",
+    "rated_x",
+    "midlevel_<b>",
+    "best_gems_tension",
+    "x" * 300,
+)
+
+
+@st.composite
+def mutated_table(draw: st.DrawFn, table: Any) -> Any:
+    """A table whose columns were dropped, renamed, retyped or emptied, or whose metadata is another."""
+    kinds = ("drop", "drop", "type", "type", "name", "value", "value", "nulls", "rows", "field", "annotate", "annotate", "key")
+    for _ in range(draw(st.integers(1, 3))):
+        kind = draw(st.sampled_from(kinds))
+        at = draw(st.integers(0, table.num_columns - 1)) if table.num_columns else 0
+        metadata = dict(table.schema.metadata or {})
+        if kind in ("drop", "type", "name", "value", "nulls", "field") and not table.num_columns:
+            continue
+        field = table.schema.field(at) if table.num_columns else None
+        if kind == "drop":
+            table = table.remove_column(at)
+        elif kind == "type":
+            chosen = draw(st.sampled_from(TYPES))
+            table = table.set_column(at, pa.field(field.name, chosen, metadata=field.metadata), pa.nulls(len(table), chosen))
+        elif kind == "name":
+            table = table.set_column(at, field.with_name(draw(st.sampled_from(NAMES))), table.column(at))
+        elif kind == "value" and field.type in VALUES and len(table):
+            values = table.column(at).to_pylist()
+            values[draw(st.integers(0, len(values) - 1))] = draw(st.sampled_from(VALUES[field.type]))
+            table = table.set_column(at, field, pa.array(values, field.type))
+        elif kind == "nulls":
+            table = table.set_column(at, field, pa.nulls(len(table), field.type))
+        elif kind == "rows":
+            table = draw(st.sampled_from((table.slice(0, 0), table.slice(2), pa.concat_tables([table, table]))))
+        elif kind == "field":
+            key = draw(st.sampled_from(("low", "high", "unit", "family", "description")))
+            value = draw(st.sampled_from((b"", b"nan", b"inf", b"abc", b"\xff", b"ratings", b"scan", b"midlevel", b"1e999")))
+            table = table.set_column(at, field.with_metadata({**(field.metadata or {}), key: value}), table.column(at))
+        elif kind == "annotate":
+            provenance = dict(PROVENANCE) | {"schema_version": 1}
+            key = draw(st.sampled_from((*PROVENANCE, "schema_version", "probe", "weights")))
+            if key in ("probe", "weights"):
+                inner = EXPLANATION["probe"] | {draw(st.sampled_from(sorted(EXPLANATION["probe"]))): draw(ANYTHING)}
+                provenance["explanation"] = {"probe": draw(ANYTHING) if key == "probe" else inner}
+            else:
+                provenance[key] = draw(ANYTHING)
+            whole = json.dumps(provenance).encode()
+            no_json = (b"", b"{", b"[]", b"\xff", b"[" * 100_000, b"1" * 5000)
+            text = draw(st.sampled_from(no_json)) if draw(st.integers(0, 9)) == 0 else whole
+            table = table.replace_schema_metadata(metadata | {b"annotate": text})
+        elif kind == "key":
+            gone = draw(st.sampled_from((b"annotate", b"pandas")))
+            others = draw(st.sampled_from(({}, {b"pandas": b"{"}, {b"pandas": b'{"index_columns": ["nowhere"], "columns": 1}'})))
+            table = table.replace_schema_metadata({key: value for key, value in metadata.items() if key != gone} | others)
+    return table
+
+
+def ask(*arguments: object) -> Result_:
+    """Run a command in this process: it ends with a status of ours and, where that is an error, one printable line."""
+    from annotate.cli import main
+
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code in (0, 1, 2)
+    lines = result.stderr.splitlines()
+    assert all(line.isprintable() for line in (*lines, *result.stdout.splitlines()))
+    if result.exit_code:
+        assert lines[-1].startswith("annotate: ")
+        assert "unexpected" not in lines[-1]
+    return result
+
+
+def try_every_reader(path: Path, folder: Path) -> None:
+    """`info`, `read`, `export` and `explain` of one file: what refuses it names it."""
+    refused = outcome_of_table(lambda: annotate.read(path), path) is None
+    said = ask("info", path)
+    assert said.exit_code == 0 or str(path) in said.stderr
+    exported = ask("export", path, "--csv", folder / "t.csv")
+    assert (exported.exit_code != 0) == refused
+    assert exported.exit_code == 0 or str(path) in exported.stderr
+    ask("explain", path, "rock/1.mp3")
+
+
+def outcome_of_table(what: Callable[[], Result], path: Path) -> Result | None:
+    try:
+        return what()
+    except TableError as error:
+        refused = str(error)
+    assert str(path) in refused
+    assert "\n" not in refused
+    return None
+
+
+@fuzz(120)
+@given(data=st.data())
+def test_any_bytes_of_a_table_are_read_or_refused_by_name(data: st.DataObject, small_table: Path, tmp_path_factory: Any) -> None:
+    folder = tmp_path_factory.mktemp("bytes")
+    path = folder / "t.parquet"
+    path.write_bytes(data.draw(mutated_bytes(small_table.read_bytes())))
+    try_every_reader(path, folder)
+
+
+@fuzz(120)
+@given(data=st.data())
+def test_any_table_is_read_or_refused_by_name(data: st.DataObject, small_table: Path, tmp_path_factory: Any) -> None:
+    folder = tmp_path_factory.mktemp("tables")
+    path = folder / "t.parquet"
+    pq.write_table(data.draw(mutated_table(pq.read_table(small_table))), path)
+    try_every_reader(path, folder)
+
+
+@fuzz(12)
+@given(data=st.data())
+def test_a_report_on_any_table_is_made_or_refused(data: st.DataObject, small_table: Path, tmp_path_factory: Any) -> None:
+    """And nothing is written beside its folder."""
+    folder = tmp_path_factory.mktemp("reports")
+    path = folder / "in" / "t.parquet"
+    path.parent.mkdir()
+    pq.write_table(data.draw(mutated_table(pq.read_table(small_table))), path)
+    for arguments in (("report", path), ("compare", path, small_table), ("compare", small_table, path)):
+        out = folder / "out"
+        made = ask(*arguments, "--out", out, "-q")
+        assert sorted(entry.name for entry in folder.iterdir()) in (["in"], ["in", "out"])
+        if made.exit_code == 0:
+            page = (out / "index.html").read_text()
+            assert "<script>alert" not in page
+            json.loads((out / "report.json").read_text(), parse_constant=lambda text: pytest.fail(text))

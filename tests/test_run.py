@@ -23,7 +23,7 @@ from conftest import kill_group
 
 from annotate import cli
 from annotate.demo import write_corpus
-from annotate.store import RunFolder
+from annotate.store import TEMPORARY_PREFIX, RunFolder
 from outputs.table import read_provenance
 
 Invoke = Callable[..., Result]
@@ -309,6 +309,113 @@ def test_interrupted(
     slow.unlink()
     assert in_process("run", corpus, "--out", out, *FAST).exit_code == 0
     assert_same_table(out, uninterrupted, provenance=False)
+
+
+@pytest.fixture
+def awkward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For PYTHONPATH: the process makes the file that ANNOTATE_TEST_MOMENT names at that moment, and stops for good."""
+    folder = tmp_path_factory.mktemp("awkward")
+    (folder / "sitecustomize.py").write_text("""
+import hashlib, importlib.abc, importlib.util, os, sys, time
+
+MOMENT = os.environ.get("ANNOTATE_TEST_MOMENT", "")
+IS_WORKER = any("loky" in word for word in sys.orig_argv)
+
+
+def reach():
+    open(os.path.join(os.path.dirname(__file__), MOMENT), "w").close()
+
+
+def native():
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # an hour or so in which no handler runs
+
+
+def stop(*_, **__):
+    reach()
+    native() if MOMENT == "native table" else time.sleep(3600)
+
+
+def patch(module):
+    if module.__name__ == "annotate.worker" and MOMENT == "long":
+        module.LONG_S, module.LONG_BYTES = 0.1, 1
+
+        alone = module.Watch.alone
+
+        def watched(self, track):
+            reach()
+            return alone(self, track)
+
+        module.Watch.alone = watched
+    if module.__name__ == "annotate.targets" and MOMENT.endswith("table"):
+        module.write_table = stop
+    if module.__name__ == "annotate.interrupts" and "ANNOTATE_TEST_UNWIND_S" in os.environ:
+        module.UNWIND_S = float(os.environ["ANNOTATE_TEST_UNWIND_S"])
+    if module.__name__ == "annotate.corpora" and MOMENT == "scan" and not IS_WORKER:
+        module.scan = stop
+
+
+class Awkward(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name not in ("annotate.worker", "annotate.targets", "annotate.corpora", "annotate.interrupts"):
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        sys.meta_path.insert(0, self)
+        execute = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (execute(module), patch(module))
+        return spec
+
+
+sys.meta_path.insert(0, Awkward())
+if MOMENT == "workers start" and IS_WORKER:
+    reach()
+    time.sleep(3600)
+""")
+    return folder
+
+
+@pytest.mark.parametrize("moment", ["scan", "workers start", "long", "table", "native table"])
+def test_interrupted_at_an_awkward_moment(
+    start: Start, in_process: Invoke, uninterrupted: Path, demo_corpus: Path, tmp_path: Path, awkward: Path, moment: str
+) -> None:
+    """It ends by itself wherever it stands, even in native code; nothing that was done is lost, no process is left."""
+    import filelock
+
+    from annotate.store import host
+
+    out = tmp_path / "t.parquet"
+    marks = tmp_path / "t.parquet.run" / "started"
+    marks.mkdir(parents=True)
+    with filelock.FileLock(marks / f"long-{host()}.lock"):  # another process has a long file in work
+        process = start(
+            "run", demo_corpus, "--out", out, *FAST, "--jobs", 2, PYTHONPATH=str(awkward), ANNOTATE_TEST_MOMENT=moment
+        )
+        wait_for(lambda: (awkward / moment).exists(), process)
+        done = len(parts(out))
+        process.send_signal(signal.SIGTERM)
+        error = process.communicate(timeout=60)[1]
+        assert process.returncode == 130
+        assert error.splitlines()[-1] == "annotate: interrupted; run the same command again to go on"
+        assert "Traceback" not in error
+        wait_until_gone(process.pid)
+    assert not out.exists()
+    assert len(parts(out)) >= done == (8 if moment.endswith("table") else 0)
+    again = in_process("run", demo_corpus, "--out", out, *FAST)
+    assert again.exit_code == 0, again.stderr
+    assert_same_table(out, uninterrupted)
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(TEMPORARY_PREFIX)]
+
+
+def test_a_second_signal_does_not_wait(start: Start, demo_corpus: Path, tmp_path: Path, awkward: Path) -> None:
+    out, stuck = tmp_path / "t.parquet", "native table"
+    environment = {"PYTHONPATH": str(awkward), "ANNOTATE_TEST_MOMENT": stuck, "ANNOTATE_TEST_UNWIND_S": "3600"}
+    process = start("run", demo_corpus, "--out", out, *FAST, **environment)
+    wait_for(lambda: (awkward / stuck).exists(), process)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    assert process.returncode == 130
 
 
 def wait_until_gone(group: int) -> None:
