@@ -14,7 +14,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -192,7 +192,11 @@ def _infer(prepared: Sequence[Prepared], job: Job, watch: Watch) -> list[Done]:
     networks = [family for family in job.families if bundle.families[family].weights is not None]
     predict = {family: inference.onnx_predict(bundle, family) for family in networks}
     outputs: dict[str, dict[int, dict[str, Array]]] = {}
-    for family in inference.spectrogram_families(bundle, job.families):
+    families = inference.spectrogram_families(bundle, job.families)
+    rate_of = {family: inference.spec_of(bundle.families[family]).sample_rate for family in families}
+    families = tuple(sorted(families, key=lambda family: rate_of[family], reverse=True))  # the largest signals go first
+    for place, family in enumerate(families):
+        _let_go(prepared, {rate_of[later] for later in families[place:]})
         size = job.batch_size or inference.CPU_BATCH[family]
         computed = inference.infer(predict[family], _windows(bundle, family, prepared, watch), size)
         for number, heads in computed.items():
@@ -200,6 +204,13 @@ def _infer(prepared: Sequence[Prepared], job: Job, watch: Watch) -> list[Done]:
         outputs[family] = {n: one.known[family] for n, one in enumerate(prepared) if family in one.known} | computed
     shared = (time.monotonic() - started) / len(prepared)
     return [finish(one, number, outputs, predict, bundle, job, shared) for number, one in enumerate(prepared)]
+
+
+def _let_go(prepared: Sequence[Prepared], rates: Set[int]) -> None:
+    """Drop the signals that no network to come reads: those of an hour are more than a gigabyte."""
+    for one in prepared:
+        for rate in one.signals.keys() - rates:
+            del one.signals[rate]
 
 
 def prepare_windows(tracks: Sequence[Track], job: Job) -> list[Prepared]:

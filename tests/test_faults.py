@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from annotate.console import JsonLines, set_up_logging
 from annotate.corpora import Track, scan
 from annotate.store import StoreError
 from annotate.worker import Job, Watch, is_long, process
+from models.bundle import Family
 
 Invoke = Callable[..., Result]
 
@@ -140,6 +142,28 @@ def test_many_files_below_the_bound_are_not_held_together(tmp_path: Path, job: J
     )
     assert len(process(tracks_of(tmp_path / "music"), job)) == 3
     assert sizes == [2, 1]
+
+
+def test_signals_that_no_network_to_come_reads_are_let_go(tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The highest rate goes first; each network still has its own."""
+    from models import inference
+
+    tone(tmp_path / "music" / "a.wav", 16.0, 44_100)
+    held: list[tuple[int, list[int]]] = []
+    windows_of = inference.windows_of
+
+    def spy(family: Family, signals: dict[int, np.ndarray]) -> object:
+        held.append((inference.spec_of(family).sample_rate, sorted(signals)))
+        return windows_of(family, signals)
+
+    monkeypatch.setattr(inference, "windows_of", spy)
+    (done,) = process(
+        tracks_of(tmp_path / "music"), replace(job, families=("joint", "emotion", "crnn", "descriptors", "best", "notes"))
+    )
+    assert done.status == "ok"
+    assert held == [
+        (44_100, [16_000, 22_050, 44_100]), (22_050, [16_000, 22_050]), (22_050, [16_000, 22_050]), (16_000, [16_000]),
+    ]  # fmt: skip
 
 
 # --- clocks ---

@@ -211,7 +211,7 @@ def test_windows_and_midi_asked_for_later(in_process: Invoke, corpus: Path, tmp_
             "pop/1.wav.mid", "pop/2.wav.mid", "rock/1.wav.mid", "rock/2.wav.mid",
         ]  # fmt: skip
     assert "nothing to do" in result.stderr
-    assert "to annotate" not in result.stderr
+    assert "tracks to annotate" not in result.stderr
     assert "midi_n_notes" not in table_of(out)
     pd.testing.assert_frame_equal(table_of(out), before)
 
