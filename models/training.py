@@ -347,6 +347,7 @@ def fit(
                 shuffle=False,
                 verbose=0,
             ).history
+            del inputs, outputs  # before the next epoch is drawn: memory holds the crops of one
             entry = {name: float(values[0]) for name, values in logs.items()}
             if held is not None:
                 crops, known, weights = held
@@ -535,6 +536,7 @@ def recalibrate(model: Any, examples: Examples, recipe: Recipe) -> None:
             done += 1
             if done == recipe.recalibration_batches:
                 break
+        del inputs
         epoch += 1
     for layer, momentum in zip(normalizations, momenta, strict=True):
         layer.momentum = momentum

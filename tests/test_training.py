@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from annotate import training as training_of
-from models import descriptors
+from models import descriptors, training
 from models.labels import GEMS
 from models.networks import PaddedChunks, genre_targets, log_frequency_track_windows, salience_targets, stft_track_windows
 from models.training import (
@@ -196,6 +198,21 @@ def test_a_finished_fit_is_not_trained_again(tmp_path: Path) -> None:
     for ours, theirs in zip(again[1], first[1], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
     assert any((ours != start).any() for ours, start in zip(again[1], toy().get_weights(), strict=True))
+
+
+def test_memory_holds_the_crops_of_one_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[weakref.ref[Any]] = []
+
+    def draw(*arguments: Any) -> Any:
+        gc.collect()
+        assert not [earlier for earlier in drawn if earlier() is not None]
+        found = draw_epoch(*arguments)
+        drawn.append(weakref.ref(found[0]))
+        return found
+
+    monkeypatch.setattr(training, "draw_epoch", draw)
+    fit(toy(), HEADS, examples(), replace(RECIPE, epochs=3), tmp_path)
+    assert len(drawn) >= 3
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
