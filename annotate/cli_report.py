@@ -81,7 +81,7 @@ def explain(table: Path, track: str, emotion: str | None, as_json: bool) -> None
     `probe` in log-odds; a contribution is weight × (feature of the track − mean of the table).
 
     \b
-    annotate explain emotify_v1.parquet rock/17.mp3 --emotion happy
+    annotate explain emotify_v1.parquet rock/7.mp3 --emotion happy
     """
     with clear_errors():
         from annotate.reporting import explain as explain_track

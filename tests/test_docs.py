@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 import shlex
@@ -59,23 +60,40 @@ def test_every_command_has_an_example_that_click_takes(name: str, tmp_path: Path
     ]
     assert found, f"the help of annotate {name} holds no example of it"
     for line in generate.examples(COMMANDS[name]):
-        words = shlex.split(line.partition(">")[0].removeprefix('eval "$(').removesuffix(')"'))[1:]
-        group: click.Command = main
-        context = click.Context(main, info_name="annotate")
-        while isinstance(group, click.Group):
-            group = group.commands[words.pop(0)]
-        with group.make_context("annotate", words, parent=context):
-            pass
+        parse(line.partition(">")[0].removeprefix('eval "$(').removesuffix(')"'))
 
 
-@pytest.mark.parametrize("name", ["", "bundle", *sorted(COMMANDS)])
-def test_the_help_shows_each_example_on_its_own_line(name: str) -> None:
-    """As a terminal of 80 columns shows it: one that is run into the next line cannot be pasted."""
-    command = {"": main, "bundle": main.commands["bundle"]}.get(name) or COMMANDS[name]
-    page = command.get_help(click.Context(command, info_name=f"annotate {name}", terminal_width=80))
-    assert "\\b" not in page
-    shown = [line.strip().partition("  ")[0].partition(" #")[0].strip() for line in page.splitlines()]
-    assert [line for line in generate.examples(command) if line not in shown] == []
+def parse(line: str) -> None:
+    """Have click take a command line, without running it: command, options and values are checked."""
+    words = shlex.split(line, comments=True)[1:]
+    group: click.Command = main
+    context = click.Context(main, info_name="annotate")
+    while isinstance(group, click.Group):
+        group = group.commands[words.pop(0)]
+    with group.make_context("annotate", words, parent=context):
+        pass
+
+
+DOCUMENTS = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name not in generate.PAGES)
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *DOCUMENTS], ids=lambda path: path.name)
+def test_commands_in_the_documents_are_commands(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line of a document's code that begins with annotate or make; one in a sentence may lack an option."""
+    monkeypatch.chdir(tmp_path)
+    text = path.read_text(encoding="utf-8")
+    indented = re.findall(r"^ {4}((?:\.venv/bin/)?(?:annotate|make) .*)$", text, re.MULTILINE)
+    in_sentences = re.findall(r"`((?:\.venv/bin/)?(?:annotate|make) [^`…]*)`", text.replace("\n", " "))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for line in indented + in_sentences:
+        if line.startswith("make"):
+            named = [word for word in shlex.split(line, comments=True)[1:] if "=" not in word]
+            assert set(named) <= targets, line
+        elif "--help" not in line:
+            with contextlib.nullcontext() if line in indented else contextlib.suppress(click.MissingParameter):
+                parse(line)
+    if path.name == "README.md":
+        assert len(indented) >= 20
 
 
 @pytest.fixture
