@@ -298,7 +298,7 @@ def _network_entry(
     # what is shipped has float16 weights: everything derived starts from them
     graph.set_weights([np.asarray(w, np.float16).astype(np.float32) for w in trained.get_weights()])
     if family in FRONT_END:
-        rows = _spread_rows(rated, family)
+        rows = _spread_rows(rated)
         windows = [window for track in training.network_windows(rated, family, rows) for window in track]
         picked = np.random.default_rng(0).permutation(len(windows))
         # of few windows half; where that is too little to calibrate on, all are for the check
@@ -422,7 +422,7 @@ def _window_s(family: str) -> float | None:
     return float(spec.window_length / spec.sample_rate)
 
 
-def _spread_rows(rated: Rated, family: str) -> NDArray[Any]:
+def _spread_rows(rated: Rated) -> NDArray[Any]:
     """Tracks of every corpus, evenly chosen, for calibration and agreement."""
     rows = [np.flatnonzero(rated.table["corpus"].eq(corpus)) for corpus in rated.table["corpus"].unique()]
     return np.concatenate([part[np.unique(np.linspace(0, len(part) - 1, 40).astype(int))] for part in rows])
@@ -502,7 +502,7 @@ def _best_entry(rated: Rated, work: Path, folder: Path, reference: dict[str, Arr
     network = tagger.load_published()
     bundles.save_network(network, folder / "best.keras", tagger.build)
     network.set_weights([np.asarray(weight, np.float16).astype(np.float32) for weight in network.get_weights()])
-    rows = _spread_rows(rated, "best")
+    rows = _spread_rows(rated)
     tracks = training.network_windows(rated, "best", rows)
     random = np.random.default_rng(0)
     calibration = [track[random.integers(len(track))] for track in tracks[::2] for _ in range(2)][:CALIBRATION_WINDOWS]

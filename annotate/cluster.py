@@ -53,7 +53,6 @@ MISSING_MODULE: Final = re.compile(r"No module named '([\w.]+)'")
 SAME_VERSIONS: Final = ("dask", "distributed", "cloudpickle", "msgpack")
 DEATHS_OF_A_TRACK: Final = 2  # of its worker, then it is a failed row
 DEATHS_OF_A_CHUNK: Final = 2  # then it goes back to the client: a scheduler gives up on a task after four
-LEAST_IN_FLIGHT: Final = 16  # chunks that the scheduler holds, for workers that join later
 HUNG_WITHIN_S: Final = 60.0  # after the time-out: how long the scheduler may take to notice
 
 _ONE_AT_A_TIME = threading.Lock()

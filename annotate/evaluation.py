@@ -260,7 +260,7 @@ def _held_out(
                 if len(_known_rows(rated, target, labels, pieces)) >= FEWEST_TRACKS:
                     tested.append(_of_folds(rated, family, target, prefix, labels, pieces, plan, options))
             if family == "crnn":
-                genres[family] = _genres(rated, pieces, options)
+                genres[family] = _genres(rated, pieces)
             if family not in training.RATING_PREFIX and pieces and family not in embeddings:
                 stored = [np.load(place / part.name / "embeddings.npy") for part in parts]
                 embeddings[family] = pd.DataFrame(
@@ -432,9 +432,7 @@ def _group_means(rated: Rated, known: NDArray[np.float64], part: Part) -> NDArra
     return learned.reindex(genre[part.test]).to_numpy(float)
 
 
-def _genres(
-    rated: Rated, pieces: Sequence[tuple[Part, pd.DataFrame, pd.DataFrame | None]], options: EvaluationOptions
-) -> pd.DataFrame:
+def _genres(rated: Rated, pieces: Sequence[tuple[Part, pd.DataFrame, pd.DataFrame | None]]) -> pd.DataFrame:
     """Tested tracks with a genre of ours: rated and predicted class, probabilities, and the baseline's class."""
     tables = []
     for part, table, _ in pieces:

@@ -51,8 +51,6 @@ SPECS = (
     TAGGER,
 )
 CHUNK_OVERLAP = 2  # CRNN chunks start every half chunk
-ARRAYS = ("stft", "log_frequency", "mel", "segments", "descriptors", "statistics", "features", "sequence", "length")
-TAGGER_ARRAYS = ("tagger_mel", "embedding_windows", "embedding", "pooled")
 TAGGER_BATCH = 8  # windows
 
 

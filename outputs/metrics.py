@@ -336,14 +336,6 @@ def multilabel_scores(
     return pd.DataFrame(rows, index=index, columns=list(MULTILABEL_COLUMNS))
 
 
-def macro_average(scores: pd.DataFrame) -> pd.Series[float]:
-    """Average the rows of `multilabel_scores` that can be evaluated; ``n_labels`` says how many they are."""
-    evaluable = scores["f1"].notna()
-    means = scores.loc[evaluable, ["precision", "recall", "f1", "auroc", "ap"]].astype(float).mean()
-    means["n_labels"] = float(evaluable.sum())
-    return means.rename("macro")
-
-
 def genre_scores(truth: Sequence[str], probabilities: ArrayLike, labels: Sequence[str]) -> GenreScores:
     """Compare true genres with predicted probabilities.
 
