@@ -317,6 +317,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path, fi
 def test_more_tracks_leave_the_earlier_ones_alone(tmp_path, file_format):
     few = write_corpus(tmp_path / "few", tracks_per_genre=1, duration_s=1.0, file_format=file_format)
     write_corpus(tmp_path / "more", tracks_per_genre=2, duration_s=1.0, file_format=file_format)
+    assert len(few) == 4
     for path in few:
         assert path.read_bytes() == (tmp_path / "more" / path.relative_to(tmp_path / "few")).read_bytes()
 

@@ -114,7 +114,7 @@ def test_mixup_mixes_only_pairs_with_the_same_known_labels() -> None:
     for head in plain[1]:
         np.testing.assert_array_equal(np.isnan(plain[1][head]), np.isnan(mixed[1][head]))
     changed = (plain[0] != mixed[0]).any(axis=(1, 2, 3))
-    assert 0 < changed.sum() < 40 or changed.all()
+    assert changed.any()
     unmixed = np.isclose(plain[1]["rating"], mixed[1]["rating"], equal_nan=True).all(axis=1)
     assert unmixed[~changed].all()
 
