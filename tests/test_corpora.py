@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import soundfile
 
+from annotate import console, corpora
 from annotate.corpora import (
     Corpus,
     NoAudioFound,
@@ -605,3 +606,8 @@ def test_a_copied_tree_scans_alike(tmp_path: Path, mp3: bytes) -> None:
     place(tmp_path / "one", ["b/1.mp3", "a/1.mp3"], mp3)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     assert list(keys(scan([tmp_path / "one"]))) == list(keys(scan([tmp_path / "two"])))
+
+
+def test_the_command_offers_every_layout() -> None:
+    """The choices of `--corpus` are written out, so that `annotate --help` need not import the scan."""
+    assert ("auto", *corpora.CORPORA) == console.CORPORA
