@@ -49,6 +49,7 @@ class Interruptible(click.Group):
             if interrupts.came.is_set():
                 with contextlib.suppress(OSError, ValueError):
                     sys.stdout.flush()
+                    sys.stderr.flush()
                 interrupts.leave(status if isinstance(status, int) else INTERRUPTED)
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import os
 import select
+import shutil
 import signal
 import threading
 import time
@@ -68,12 +70,33 @@ def _next_signal(pipe: int, wait_s: float | None) -> None:
 
 
 def leave(status: int) -> None:
-    """Kill what this process started and end it, without the interpreter's way out: that waits for a pool's processes."""
-    try:
-        import psutil
+    """Kill what this process started and end it, without the interpreter's way out: that waits for workers, or starts new ones.
 
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                child.kill()
+    Loky's resource tracker goes first and stderr is closed, for both would complain of what goes after; its work is done here.
+    """
+    try:
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 2)
+        _kill_children()
+        _kill_children()  # those that a thread of the pool was starting
+        for path in glob.glob(f"/dev/shm/sem.loky-{os.getpid()}-*"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        for path in glob.glob(f"/dev/shm/joblib_memmapping_folder_{os.getpid()}_*"):
+            shutil.rmtree(path, ignore_errors=True)
     finally:
         os._exit(status)
+
+
+def _kill_children() -> None:
+    import psutil
+
+    def is_tracker(child: psutil.Process) -> bool:
+        try:
+            return any("resource_tracker" in word for word in child.cmdline())
+        except psutil.Error:
+            return False
+
+    for child in sorted(psutil.Process().children(recursive=True), key=is_tracker, reverse=True):
+        with contextlib.suppress(psutil.Error):
+            child.kill()

@@ -359,6 +359,7 @@ def job_of(bundle: Bundle, families: Sequence[str], run_folder: Path, options: R
         timeout_s=options.timeout_s,
         batch_size=options.batch_size,
         marks="started" if options.shard is None else f"started-{options.shard.replace('/', '-of-')}",
+        owner=os.getpid(),
     )
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -38,6 +39,7 @@ log = logging.getLogger("annotate")
 
 MAX_NAME_BYTES = 255  # of a file name, on most file systems
 LONG_S = 600.0  # seconds of audio from which a track is in work alone: an hour needs up to 2.5 GB
+OWNER_S = 1.0  # between two looks whether the process that started this one is there
 LONG_BYTES = 2**20  # smaller files are not opened to see how long they are
 
 NOTE_FIELDS = ("onset_s", "offset_s", "pitch", "amplitude")
@@ -65,6 +67,7 @@ class Job:
     timeout_s: float
     batch_size: int | None  # None: each network's own
     marks: str = "started"  # folder below the run folder for the marks of tracks at hand; each shard has its own
+    owner: int | None = None  # process that started the workers on this machine, with which they end
 
 
 @dataclass(frozen=True, eq=False)
@@ -455,6 +458,20 @@ def _ratings(family: Family, numbers: Array, bundle: Bundle) -> dict[str, float]
     return row
 
 
+@lru_cache(maxsize=1)
+def end_with(owner: int | None) -> None:
+    """End this process when the one that started it is gone: a run that was killed leaves no workers."""
+    if owner is None or os.getppid() != owner:
+        return
+
+    def look() -> None:
+        while os.getppid() == owner:
+            time.sleep(OWNER_S)
+        os._exit(1)
+
+    threading.Thread(target=look, name="owner", daemon=True).start()
+
+
 class Watch:
     """Leaves a mark of the track at hand, so that a worker's death can be laid to it, and ends a process that hangs.
 
@@ -463,12 +480,13 @@ class Watch:
     """
 
     def __init__(self, job: Job) -> None:
-        self.timeout_s = job.timeout_s
+        self.timeout_s, self.owner = job.timeout_s, job.owner
         self.path = job.run_folder / job.marks / f"{os.getpid()}.json"
         self.used: dict[str, float] = {}  # seconds, by track
         self.current: tuple[str, float] | None = None  # track, when its present stage began
 
     def __enter__(self) -> Watch:
+        end_with(self.owner)
         self.path.parent.mkdir(exist_ok=True)
         self.sink = open(os.devnull, "w")
         return self

@@ -284,6 +284,17 @@ def test_any_part_of_the_work_may_be_done_before(
     assert_same_table(out, uninterrupted)
 
 
+def test_workers_end_with_the_process_that_started_them(start: Start, corpus: Path, tmp_path: Path, sabotage: Path) -> None:
+    """Killed alone, as the kernel does when memory runs out, a run leaves no process: one hangs here, one has no work."""
+    out = tmp_path / "t.parquet"
+    unknown_copy(corpus / "rock" / "1.wav", corpus / "rock" / "hang.wav")
+    process = start("run", corpus, "--out", out, *FAST, "--jobs", 2, PYTHONPATH=str(sabotage))
+    wait_for(lambda: len(parts(out)) >= 8, process)
+    process.kill()
+    process.wait()
+    wait_until_gone(process.pid)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_interrupted(
     start: Start, in_process: Invoke, uninterrupted: Path, corpus: Path, tmp_path: Path, sabotage: Path, number: int
