@@ -56,9 +56,7 @@ GAIN_DB = -12.0
 BANDWIDTH_HZ = 8_000.0
 FIRST_S = (0.6, 1.0, 3.0, 10.0)  # lengths of beginnings
 TOO_SHORT_S = 0.4
-N_CUT = (
-    12  # tracks, at least where there are as many, whose beginnings are annotated: a padded window costs as much as a full one
-)
+N_CUT = 12  # tracks, where there are as many, whose beginnings are annotated: a padded window costs as much as a full one
 CONSTANT = 1e-9  # spread under which a column says nothing
 
 
