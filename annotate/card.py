@@ -161,7 +161,18 @@ def card(manifest: Mapping[str, Any], trials: Mapping[str, Any] | None = None) -
     for row in score_rows(manifest):
         labels = ", ".join(f"{label} {r:.2f}{_error(row.bias.get(label))}" for label, r in row.r.items())
         lines.append(f"- {row.family}, {row.output} on {row.corpus}: {labels}")
-    lines += ["", *_trials(trials), "", "## CPU graphs", "", *_engines(manifest), "", "## What to know", "", *_warnings(trials)]
+    lines += [
+        "",
+        *_trials(trials),
+        "",
+        "## CPU graphs",
+        "",
+        *_engines(manifest),
+        "",
+        "## What to know",
+        "",
+        *_warnings(manifest, trials),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -207,36 +218,60 @@ def _engines(manifest: Mapping[str, Any]) -> Iterator[str]:
             yield f"- {family}: {record['kind']}, {judged}: {text}"
 
 
-def _warnings(trials: Mapping[str, Any] | None) -> Iterator[str]:
+def _warnings(manifest: Mapping[str, Any], trials: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield what to know of the families that a bundle holds."""
+    families = set(manifest["families"])
     yield "- The audio that these weights were trained on is for research use."
-    yield (
-        "- `crnn` valence, arousal and dominance are learned from word norms of the emotion words that listeners chose. We know "
-        "of no human dominance ratings of music audio; that column is not validated against any."
-    )
-    yield (
-        "- The scores of `probe` hold out its 7 to 9 map only: the mid-level network under it is the shipped one; it never saw "
-        "an Emotify rating but trained on these tracks with a teacher's mid-level ratings."
-    )
-    yield "- `probe` and `emotion` predict the share of listeners in Emotify's game, not an emotion that everyone feels."
-    yield (
-        "- `descriptors` and `best` are the same kind of model (support vectors and ridge) on 535 descriptors and 54 note "
-        "features; `best` reads the embedding of a frozen music tagging network beside them. Its weights were trained by its "
-        "authors on tags of the Million Song Dataset, no rating of ours entered them. Members and settings were chosen by the "
-        "scores above, over some forty configurations, so the scores are a little high."
-    )
-    yield (
-        "- No model of one rating reads a model of another: `best_midlevel`, like `midlevel` and `joint`, never saw a GEMS "
-        "rating, so its correlation with GEMS on Emotify is honest as it stands."
-    )
-    yield (
-        "- Valence and arousal of `descriptors` and `best`: Soundtracks asks for energy, so its ratings are brought to the level "
-        "of those corpora that ask for arousal, and weigh a fifth of theirs."
-    )
+    if "crnn" in families:
+        yield (
+            "- `crnn` valence, arousal and dominance are learned from word norms of the emotion words that listeners chose. We "
+            "know of no human dominance ratings of music audio; that column is not validated against any."
+        )
+    if "probe" in families:
+        yield (
+            "- The scores of `probe` hold out its 7 to 9 map only: the mid-level network under it is the shipped one; it never "
+            "saw an Emotify rating but trained on these tracks with a teacher's mid-level ratings."
+        )
+    shares = [f"`{name}`" for name in ("probe", "emotion") if name in families]
+    if shares:
+        predict = "predict" if len(shares) == 2 else "predicts"
+        yield f"- {' and '.join(shares)} {predict} the share of listeners in Emotify's game, not an emotion that everyone feels."
+    if families & {"descriptors", "best"}:
+        yield from _of_the_descriptor_models(manifest)
     if trials is None:
         yield "- Music only. Solo piano, speech, noise, silence and very short clips were not evaluated."
     else:
         yield "- Music only: nothing in a row says that a file was speech or noise, see the trials above."
     yield "- Not for judging people, nor for any decision about a single listener."
+
+
+def _of_the_descriptor_models(manifest: Mapping[str, Any]) -> Iterator[str]:
+    held = [name for name in ("descriptors", "best") if name in manifest["families"]]
+    what = "are the same kind of model" if len(held) == 2 else "is a model"
+    names = " and ".join(f"`{name}`" for name in held)
+    text = f"- {names} {what} (support vectors and ridge) on 535 descriptors and 54 note features"
+    if "best" in held:
+        text += (
+            "; `best` reads the embedding of a frozen music tagging network beside them. Its weights were trained by its authors "
+            "on tags of the Million Song Dataset, no rating of ours entered them"
+        )
+    tried = [manifest["families"][name].get("training", {}).get("configurations_tried") for name in held]
+    if None in tried or sum(tried) > len(held):
+        over = "some forty" if None in tried else f"{sum(tried)}"  # default-2 was made before they were counted
+        text += (
+            f". Members and settings were chosen by the scores above, over {over} configurations, so the scores are a little high"
+        )
+    yield f"{text}."
+    if "best" in held:
+        yield (
+            "- No model of one rating reads a model of another: `best_midlevel`, like `midlevel` and `joint`, never saw a GEMS "
+            "rating, so its correlation with GEMS on Emotify is honest as it stands."
+        )
+    if "soundtracks" in manifest["tracks"]:
+        yield (
+            f"- Valence and arousal of {names}: Soundtracks asks for energy, so its ratings "
+            "are brought to the level of those corpora that ask for arousal, and weigh a fifth of theirs."
+        )
 
 
 def _trials(trials: Mapping[str, Any] | None) -> Iterator[str]:

@@ -92,6 +92,20 @@ def test_each_model_has_its_data_terms_and_limits(manifest: dict[str, Any]) -> N
             assert "research use" in line
 
 
+def test_a_card_speaks_of_the_families_that_its_bundle_holds(manifest: dict[str, Any]) -> None:
+    changed = copy.deepcopy(manifest)
+    changed["families"] = {name: changed["families"][name] for name in ("va", "descriptors")}
+    said = card.card(changed).partition("## What to know")[2]
+    for other in ("crnn", "probe", "emotion`", "best"):
+        assert f"`{other}" not in said
+    assert "- `descriptors` is a model (support vectors and ridge)" in said
+    for tried, words in ((1, None), (12, "over 12 configurations"), (None, "over some forty configurations")):
+        changed["families"]["descriptors"]["training"]["configurations_tried"] = tried
+        said = card.card(changed)
+        assert ("so the scores are a little high" in said) == (words is not None)
+        assert words is None or words in said
+
+
 def test_trials_are_in_the_card_as_they_were_measured(manifest: dict[str, Any]) -> None:
     text = card.card(manifest, TRIALS)
     assert "| `midlevel` | 7 of 12 | 11 of 12 |" in text
