@@ -704,6 +704,8 @@ def _scores(
         "about": {
             "baseline_r": "descriptor model (descriptors and note features) fitted on the same training parts",
             "group_mean_r": "mean rating of the track's genre over tracks of other artists or albums",
+            "group_mean_here_r": "mean rating of the genre over the scored tracks themselves, whose ratings it knows: means of "
+            "other tracks fall where the own rating rises, which lowers group_mean_r",
             "shuffled_r": "the same model fitted to ratings that were shuffled among the tracks of each training part, once; "
             f"only of {', '.join(FITTED)}",
             "chance_r": "mean r that 95 % of random pairings of ratings and predictions stay under",
@@ -741,10 +743,20 @@ def _output_entry(rated: Rated, one: Tested, corpus: str, held: NDArray[np.bool_
         "headline": headline,
         "baseline_r": _mean_r(ratings, one.baseline[held]),
         "group_mean_r": _mean_r(ratings, one.group_mean[held]),
+        "group_mean_here_r": _mean_r(ratings, _means_here(rated, one.rows[held], ratings)),
         "shuffled_r": None if one.shuffled is None else _mean_r(ratings, one.shuffled[held]),
         "chance_r": chance_r(ratings, predicted, seed=options.seed),
         "ceiling_r": _ceiling(rated, one.target, one.labels, corpus, one.rows[held]),
     }
+
+
+def _means_here(rated: Rated, rows: NDArray[np.intp], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean rating of each track's genre over the same tracks; NaN where there are not two genres."""
+    genre = rated.table["genre"].iloc[rows].reset_index(drop=True)
+    if genre.nunique() < 2:
+        return np.full(values.shape, np.nan)
+    means: NDArray[np.float64] = pd.DataFrame(values).groupby(genre).transform("mean").reindex(genre.index).to_numpy(float)
+    return means
 
 
 def _weights(tested: Sequence[Tested], embeddings: Mapping[str, pd.DataFrame]) -> dict[str, Any]:

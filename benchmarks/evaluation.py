@@ -482,11 +482,23 @@ def family_table(manifest: Manifest, evaluations: Sequence[Mapping[str, Any]]) -
         found = beside.get((row.family, row.output, row.corpus), {})
         published = [mean for name, mean, _ in PUBLISHED.get(kind_of(row) or "", ()) if name.endswith("published")]
         family = f"`{row.family}`" + ("" if row.family in manifest["families"] else " (not shipped)")
-        cells = (row.baseline, found.get("group_mean_r"), found.get("shuffled_r"), row.ceiling, max(published, default=None))
+        cells = (found.get("shuffled_r"), row.ceiling, max(published, default=None), row.mean_r2)
         yield (
             f"| {family} | {row.output} on {row.corpus} | {row.tracks} | {row.mean_r:.3f} ({row.low:.3f} to {row.high:.3f}) | "
-            f"{' | '.join(number(value, 3) for value in cells)} | {row.mean_r2:.3f} |"
+            f"{number(row.baseline, 3)} | {genre_means(found)} | {' | '.join(number(value, 3) for value in cells)} |"
         )
+
+
+def genre_means(output: Mapping[str, Any]) -> str:
+    """Write r of the genre mean, and in brackets of that which knows the ratings."""
+    here = output.get("group_mean_here_r")
+    return number(output.get("group_mean_r"), 3) + ("" if here is None else f" ({here:.3f})")
+
+
+def floor_range(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """Say between which figures the floors lie."""
+    found = [one["shuffled_r"] for _, _, one in outputs_of(evaluations) if one.get("shuffled_r") is not None]
+    return f" ({min(found):.2f} to {max(found):.2f})" if found else ""
 
 
 def memory_lines(memory: Mapping[str, Any]) -> Iterator[str]:
@@ -539,9 +551,9 @@ def evaluation_lines(scores: Mapping[str, Any]) -> Iterator[str]:
             r = number(headline.get("r"), 3)
             if headline.get("r_low") is not None:
                 r += f" ({headline['r_low']:.3f} to {headline['r_high']:.3f})"
-            rest = [one.get(name) for name in ("baseline_r", "group_mean_r", "shuffled_r", "chance_r", "ceiling_r")]
+            rest = [one.get(name) for name in ("shuffled_r", "chance_r", "ceiling_r")]
             rest += [headline.get(name) for name in ("r2", "auroc", "f1")]
-            cells = " | ".join(number(value) for value in rest)
+            cells = " | ".join((number(one.get("baseline_r")), genre_means(one), *(number(value) for value in rest)))
             yield f"| `{family}` | {one['target']} | {one.get('corpus', '')} | {one['n']} | {r} | {cells} |"
         said.append(f"`{family}` {entry.get('configurations_tried') or 'not stated'}")
     yield ""
@@ -604,9 +616,12 @@ def page(
         "",
         f"![Mean r of every output beside baseline, ceiling and published figures]({FIGURE.name})",
         "",
-        "Genre mean and floor are those of the evaluations below. The floor is the family's own model fitted, on the same folds, "
-        "to ratings that were shuffled among the tracks of each training part; the large networks were not trained for it, and "
-        "the evaluations give for them what 95 % of random pairings of ratings and predictions stay under.",
+        "Genre mean and floor are those of the evaluations below. The genre mean is that of the training part; in brackets that "
+        "of the scored tracks themselves, which knows their ratings: the fairer rival, as means of other tracks fall where a "
+        "track's own rating rises. The floor is the family's own model fitted, on the same folds, to ratings that were shuffled "
+        f"among the tracks of each training part, once, so it scatters around 0{floor_range(evaluations)}; the large networks "
+        "were not trained for it, and the evaluations give for them what 95 % of random pairings of ratings and predictions "
+        "stay under.",
         "",
         *family_table(manifest, evaluations),
         "",

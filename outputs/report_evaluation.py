@@ -36,6 +36,7 @@ BASELINES: Final = {
     "r": "model",
     "baseline_r": "descriptor baseline",
     "group_mean_r": "mean of the group",
+    "group_mean_here_r": "mean of the group, knowing these ratings",
     "shuffled_r": "fitted to shuffled ratings",
     "chance_r": "95 % of random pairings",
     "ceiling_r": "raters' ceiling",
@@ -162,7 +163,10 @@ def _headline(evaluation: Evaluation) -> Iterator[Part]:
             rows.append(
                 {"family": family, "target": output.get("target"), "corpus": output.get("corpus"), "n": output.get("n")}
                 | {name: headline.get(name) for name in ("r", "r_low", "r_high", "r2", "auroc", "f1")}
-                | {name: output.get(name) for name in ("baseline_r", "group_mean_r", "shuffled_r", "chance_r", "ceiling_r")}
+                | {
+                    name: output.get(name)
+                    for name in ("baseline_r", "group_mean_r", "group_mean_here_r", "shuffled_r", "chance_r", "ceiling_r")
+                }
                 | {"configurations_tried": entry.get("configurations_tried")}
             )
     if not rows:

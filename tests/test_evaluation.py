@@ -121,6 +121,7 @@ def test_the_folder_is_what_reports_read(scores: dict[str, Any], options: Evalua
     assert 0.3 < probe["ceiling_r"] < 1
     assert probe["baseline_r"] is not None
     assert probe["group_mean_r"] is not None
+    assert probe["group_mean_here_r"] > probe["group_mean_r"]  # it knows the ratings
     assert set(scores["families"]["probe"]["thresholds"]) == set(GEMS.labels)
     assert scores["families"]["probe"]["thresholds_chosen_on"] == "validation part of each fold"
     assert scores["families"]["va"]["configurations_tried"] == 1
