@@ -31,7 +31,7 @@ def rate(call: Callable[[], object], seconds: float) -> float:
 
 
 def peak_tflops(precision: str, size: int, seconds: float) -> float:
-    """Trillions of operations a second of a square matrix multiplication."""
+    """Trillions of operations a second of a square matrix multiplication, by the fastest of many."""
     import keras
 
     ones = keras.ops.ones((size, size), dtype=precision)
@@ -39,7 +39,13 @@ def peak_tflops(precision: str, size: int, seconds: float) -> float:
     def multiply() -> float:
         return float(keras.ops.convert_to_numpy(keras.ops.cast(keras.ops.matmul(ones, ones)[0, 0], "float32")))
 
-    return rate(multiply, seconds) * 2.0 * size**3 / 1e12
+    multiply()
+    ends, fastest = time.perf_counter() + seconds, float("inf")
+    while time.perf_counter() < ends:
+        began = time.perf_counter()
+        multiply()
+        fastest = min(fastest, time.perf_counter() - began)
+    return 2.0 * size**3 / fastest / 1e12
 
 
 def main() -> None:
@@ -59,7 +65,7 @@ def main() -> None:
     print(f"{device.kind}: {device.name}, {device.free_bytes / 2**30:.1f} GiB free, Keras on {device.backend}")
     if device.kind == "cpu":
         print("no accelerator was available: these figures are of the CPU")
-    size = 1024 if device.kind == "cpu" else 8192
+    size = 2048 if device.kind == "cpu" else 8192
     precisions = [name.strip() for name in arguments.precisions.split(",")]
     peaks = {name: peak_tflops(name, size, arguments.seconds) for name in precisions}
     for name, peak in peaks.items():

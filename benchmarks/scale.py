@@ -87,7 +87,8 @@ def of_tracks(folder: Path, data: Path | None) -> dict[str, Any]:
         start = max(seconds["few"] - slope * minutes["few"], 0.0)
         found[setup] = {"cpu_s_per_audio_min": slope, "cpu_s_to_start": start}
     out = folder / "many-every-family.parquet"
-    parts = [path.stat().st_size for path in out.with_name(f"{out.name}.run").glob("parts/?/?/*.json")]
+    parts = [path.read_bytes() for path in out.with_name(f"{out.name}.run").glob("parts/?/?/*.json")]
+    of_windows = sum(len(json.dumps(json.loads(part)["windows"], separators=(",", ":"))) for part in parts)
     windows = out.with_suffix(".windows.parquet")
     import pyarrow.parquet as pq
 
@@ -97,7 +98,8 @@ def of_tracks(folder: Path, data: Path | None) -> dict[str, Any]:
     return {
         "setups": found,
         "music": said,
-        "part_bytes": sum(parts) / len(parts),
+        "part_bytes": (sum(map(len, parts)) - of_windows) / len(parts),
+        "part_bytes_of_windows_per_audio_min": of_windows / minutes["many"],
         "windows_per_audio_min": counts,
         "window_row_bytes": windows.stat().st_size / pq.ParquetFile(windows).metadata.num_rows,
         "bundle": "{0.name} {0.version}".format(load("default")),
@@ -172,6 +174,7 @@ def document(m: dict[str, Any]) -> str:
     tflop = sum(per_track[name] * m["gflop"][name] for name in m["gflop"]) / 1e3
     read = MILLION * TRACK_MIN * 60 * KBIT_S * 1000 / 8
     rows_bytes, part_bytes = m["tables"]["row_bytes"] * MILLION, m["tracks"]["part_bytes"] * MILLION
+    window_bytes = m["tracks"]["part_bytes_of_windows_per_audio_min"] * TRACK_MIN
     n_window_rows = sum(per_track.values())
     say("# What a million tracks cost, and where the limits lie")
     say("")
@@ -192,7 +195,8 @@ def document(m: dict[str, Any]) -> str:
     for name, held in m["tracks"]["setups"].items():
         say(f"| {name}: CPU seconds an audio minute | {held['cpu_s_per_audio_min']:.2f} |")
     say(f"| start of a run with every family, once: CPU seconds | {every['cpu_s_to_start']:.0f} |")
-    say(f"| part file of a track with windows: bytes | {m['tracks']['part_bytes']:,.0f} |")
+    say(f"| part file of a track: bytes | {m['tracks']['part_bytes']:,.0f} |")
+    say(f"| the same with `--windows`: bytes more an audio minute | {m['tracks']['part_bytes_of_windows_per_audio_min']:,.0f} |")
     say(f"| row of the table, {m['tables']['columns']} columns, in a dataset: bytes | {m['tables']['row_bytes']:,.0f} |")
     say(f"| row of the windows table: bytes | {m['tracks']['window_row_bytes']:,.0f} |")
     say(f"| to write a row: CPU milliseconds | {m['tables']['write_cpu_s'] * 1e3:.2f} |")
@@ -232,6 +236,9 @@ def document(m: dict[str, Any]) -> str:
         f"| run folder | tracks × {m['tracks']['part_bytes']:,.0f} bytes, one file each | {part_bytes / 1e9:,.1f} GB, {MILLION:,} files |"
     )
     say(
+        f"| run folder with `--windows` | {window_bytes:,.0f} bytes more a track | {(part_bytes + window_bytes * MILLION) / 1e9:,.1f} GB |"
+    )
+    say(
         f"| scan | tracks × {m['scan']['cpu_s'] * 1e3:.3f} ms | {m['scan']['cpu_s'] * MILLION:,.0f} s, {m['scan']['bytes'] * MILLION / 1e9:,.1f} GB of memory |"
     )
     say(
@@ -245,8 +252,9 @@ def document(m: dict[str, Any]) -> str:
         "P is the accelerator's peak in TFLOP/s for the precision that is used, by its data sheet; u the share of it that is reached, which"
     )
     say(
-        "`benchmarks/gpu.py` prints on the machine itself. No accelerator was at hand when this was written, so neither is filled in."
+        "`benchmarks/gpu.py` prints on the machine itself. It has been run on CPUs only (Keras on TensorFlow, JAX and torch), and so has"
     )
+    say("`--device gpu`: no accelerator was at hand, so P and u are not filled in.")
     say("")
     say("## Dollars")
     say("")
