@@ -494,7 +494,8 @@ def floor_of_cache(figures: Mapping[str, Any]) -> list[str]:
         "It keeps what is small: notes, descriptors, and what each network said. Signals at three rates would take 14 times as",
         "much as an MP3 at 192 kbit/s. Where every network is another one, decoding, windows and networks are done again:",
         f"{rate:.2f} of {total:.2f} CPU s an audio minute. With {start:.1f} s to start and {audio_min:.0f} minutes of audio",
-        f"({start:.1f} + {total:.2f} × {audio_min:.0f}) / ({start:.1f} + {rate:.2f} × {audio_min:.0f}) = {best:.1f} is about what can be reached.",
+        f"({start:.1f} + {total:.2f} × {audio_min:.0f}) / ({start:.1f} + {rate:.2f} × {audio_min:.0f}) = {best:.1f} "
+        "is about what can be reached.",
         "",
     ]
 
