@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import json
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,3 +141,14 @@ def test_without_a_terminal_a_line_says_what_is_done_and_what_is_left(
         "2 of 3 tracks, 1 failed, about 3 min left",
         "2 tracks, 1 of them failed, 0.00 h of audio in 41 s (0.0 times real time) on cpu; 1 × empty",
     ]
+
+
+def test_the_readme_says_what_was_measured() -> None:
+    root = Path(__file__).resolve().parents[1]
+    found = json.loads((root / "benchmarks" / "forecast.json").read_text())["composed"]
+    text = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    for share, words in (("0.10", "after a tenth"), ("0.50", "after half"), ("0.75", "after three quarters")):
+        error = found["time_left"][f"after_{share}"]
+        said = f"{abs(100 * error):.0f} % {'too late' if error > 0 else 'too early'}"
+        assert f"{said} {words}" in text
+    assert f"`--dry-run` said {found['dry_run_s']:.0f} s for a command of {found['command_s']:.0f} s" in text
