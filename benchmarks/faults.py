@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 import soundfile
 
 HERE = Path(__file__).parent
+TESTS = HERE.parent / "tests"
 RESULTS = HERE / "faults.json"
 DOCUMENT = HERE.parent / "docs" / "reliability.md"
 ANNOTATE = Path(sys.executable).with_name("annotate")
@@ -59,11 +60,12 @@ class Size:
     long_families: str | None  # None: all
     names: int
     mutants: int
+    fuzz: int  # times the inputs of the test suite
     worker_kills: int
 
 
-LONG = Size(30, 60, "notes,joint", (200, 2000), 24, 60, None, 100_000, 500, 5)
-SHORT = Size(2, 6, "notes", (4, 12), 0, 1, "notes", 500, 30, 1)
+LONG = Size(30, 60, "notes,joint", (200, 2000), 24, 60, None, 100_000, 500, 5, 5)
+SHORT = Size(2, 6, "notes", (4, 12), 0, 1, "notes", 500, 30, 1, 1)
 
 
 # --- audio ---
@@ -463,6 +465,35 @@ def mutants(work: Path, size: Size) -> dict[str, Any]:
     }
 
 
+def inputs(work: Path, size: Size) -> dict[str, Any]:
+    """Read mutated label files and tables, by the tests of the suite: each is read, or refused by one line that names it."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--hypothesis-show-statistics",
+            TESTS / "test_hostile.py",
+        ],
+        env=environment(work) | {"ANNOTATE_TEST_FUZZ": str(size.fuzz)},
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        timeout=END_S,
+        check=False,
+    )
+    if done.returncode:
+        raise Broken(done.stdout[-4000:])
+    tried = {
+        test.removeprefix("test_").replace("_", " "): int(count)
+        for test, count in re.findall(r"test_hostile\.py::(\w+):\n.*?(\d+) passing,", done.stdout, re.DOTALL)
+    }
+    return tried | {"inputs tried": sum(tried.values()), "other_outcomes": 0}
+
+
 def disk(work: Path, size: Size) -> dict[str, Any]:
     """A disk that fills up, one that may not be written, and a cache on a full disk; needs the right to mount."""
     place = work / "small disk"
@@ -575,6 +606,7 @@ EXPERIMENTS: dict[str, Callable[[Path, Size], dict[str, Any]]] = {
     "disk": disk,
     "names": names,
     "mutants": mutants,
+    "inputs": inputs,
     "workers": workers,
     "kills": kills,
     "memory": memory,

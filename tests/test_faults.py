@@ -261,6 +261,52 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(
     assert JsonLines().format(log.makeRecord("annotate", logging.INFO, "", 0, "\udcff\x1b[2J\n", (), None)).isascii()
 
 
+NAMES = (
+    "<script>alert(1)</script>.mp3",
+    "\"quoted\" & 'quoted'.mp3",
+    "two\nlines.mp3",
+    "\x1b[2J\x1b[31mred.mp3",
+    "\r\u2028\u202ecut.mp3",
+    "\udcff.mp3",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_name_forges_a_line_of_a_log(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Text: one printable line a record; JSON: one ASCII object a line, from which the name comes back."""
+    log = logging.getLogger("annotate")
+    for form in ("text", "json"):
+        path = tmp_path / form
+        set_up_logging(0, str(path), form)
+        log.warning("failed: %s: %s", name, f"no {name}", extra={"event": "failed", "track": name, "fields": {"reason": name}})
+        lines = path.read_text(encoding="utf-8").split("\n")
+        assert len(lines) == 2
+        if form == "text":
+            assert lines[0].startswith("warning: failed: ")
+            assert lines[0].isprintable()
+        else:
+            assert lines[0].isascii()
+            assert [json.loads(lines[0])[key] for key in ("track", "reason")] == [name, name]
+    said = capsys.readouterr().err.split("\n")
+    assert len(said) == 3
+    assert all(line.isprintable() for line in said)
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+
+
+def test_tracks_that_are_done_count_in_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    from annotate.progress import Progress
+    from annotate.worker import Done
+
+    track = Track(Path("d.wav"), "d.wav", "folder", "d.wav", None, None, 1, 1)
+    with Progress([track], True, skipped=3) as progress:
+        assert (progress.bar.n, progress.bar.total) == (3, 4)
+        progress.step(Done("d.wav", "ok", None, 1.0, 1.0))
+        assert progress.bar.n == 4
+    assert "4/4 tracks" in capsys.readouterr().err
+
+
 # --- interrupts ---
 
 

@@ -6,6 +6,7 @@ Whatever they hold, the outcome is a result or an error of ours, one line that n
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,8 @@ PHASES = (Phase.explicit, Phase.generate)  # the same examples everywhere, each 
 
 
 def fuzz(examples: int) -> Callable[[Any], Any]:
-    """A fixed number of examples, the same ones on every machine."""
+    """A fixed number of examples, the same ones on every machine; the long fault test asks for a multiple."""
+    examples *= int(os.environ.get("ANNOTATE_TEST_FUZZ", "1"))
     return settings(
         max_examples=examples, deadline=None, derandomize=True, phases=PHASES, suppress_health_check=list(HealthCheck)
     )

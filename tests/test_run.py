@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -495,6 +496,17 @@ def test_verify_trusts_digests_not_times(in_process: Invoke, corpus: Path, tmp_p
     os.utime(touched, ns=(1, 1))
     assert "nothing to do" in in_process(*arguments).stderr
     assert "1 of 8 tracks to annotate" in in_process(*arguments, "--verify").stderr
+
+
+def test_output_on_another_file_system(in_process: Invoke, demo_corpus: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    """Nothing is renamed across: temporary files lie beside what they replace."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev or not os.access(memory, os.W_OK):
+        pytest.skip("no second file system")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        out = Path(folder, "t.parquet")
+        assert in_process("run", demo_corpus, "--out", out, *FAST).exit_code == 0
+        assert_same_table(out, uninterrupted)
 
 
 def test_retry_failed(in_process: Invoke, tmp_path: Path) -> None:
