@@ -42,7 +42,9 @@ def recipe_options() -> list[click.Parameter]:
             kinds[field.name] = hints[field.name]
     options: list[click.Parameter] = []
     for name, kind in kinds.items():
-        held = "all families" if len(families[name]) == len(RECIPES) else ", ".join(families[name])
+        held = ", ".join(families[name])
+        if families[name] == families["epochs"]:
+            held = "every network"
         options.append(_recipe_option(name, kind, held))
     return options
 
