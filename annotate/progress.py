@@ -21,7 +21,7 @@ log = logging.getLogger("annotate")
 REPORT_S = 30.0  # between two lines of progress where stderr is no terminal
 NOMINAL_BYTES_PER_S = {".wav": 176_400, ".aif": 176_400, ".aiff": 176_400, ".flac": 100_000, ".opus": 12_000, ".ogg": 20_000}
 NOMINAL_OTHER = 24_000  # MP3 at 192 kbit/s
-RATES_A_WORKER = 8  # tracks whose rates are kept
+TRACKS_A_WORKER = 64  # done until the line through all of them is trusted more than what each took its worker
 SAME_INSTANT_S = 0.05  # a worker hands in a few tracks at once: one measurement
 
 
@@ -65,8 +65,9 @@ class TimeLeft:
     """Forecast of a run's rest from what is finished.
 
     Time is a straight line over the seconds of audio that are done, fitted by least squares: its intercept is the workers' start,
-    which must not be laid to the tracks, and its slope the seconds a second of audio takes. Until each worker has handed in
-    twice, the slope is the median of what a second of audio took a worker (its first track loaded the models), by their number.
+    which must not be laid to the tracks, and its slope the seconds a second of audio takes. Of few points that is a poor line,
+    so before each worker has done some tracks the slope is the median of what a second of audio took a worker (the first track
+    loaded the models), by the number of workers.
     """
 
     def __init__(self, tracks: Iterable[Listed], *, started: float, workers: int | None = None) -> None:
@@ -91,7 +92,7 @@ class TimeLeft:
         if audio_s > 0:
             held, seconds = self.measured.get(suffix, (0, 0.0))
             self.measured[suffix] = held + size, seconds + audio_s
-            if took_s > 0 and len(self.rates) < RATES_A_WORKER * (self.workers or 0):
+            if took_s > 0 and self.workers is not None and len(self.rates) < TRACKS_A_WORKER * self.workers:
                 self.rates.append(took_s / audio_s)
         self.audio_s += audio_s
         at = now - self.started
@@ -115,7 +116,7 @@ class TimeLeft:
         done, at = self.last
         slope = at / done
         count, x, y, xx, xy = added(self.sums, done, at)
-        if self.workers is not None and count <= 2 * self.workers and len(self.rates) >= 2:
+        if self.workers is not None and 2 <= len(self.rates) < TRACKS_A_WORKER * self.workers:
             slope = median(self.rates) / self.workers
         elif count >= 3 and count * xx > x * x:
             fitted = (count * xy - x * y) / (count * xx - x * x)
