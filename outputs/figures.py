@@ -128,7 +128,7 @@ def _heat(
     import seaborn as sns
 
     rows, columns = values.shape
-    figure = Figure(figsize=(2.6 + 0.58 * columns, 1.7 + 0.36 * rows), layout="constrained")
+    figure = Figure(figsize=(2.6 + 0.58 * columns, 1.7 + 0.36 * max(rows, 4)), layout="constrained")  # room for the scale
     axes = figure.subplots()
     numbers = values.to_numpy(dtype=float)
     sums = numbers.sum(axis=1, keepdims=True)
@@ -152,7 +152,7 @@ def _heat(
         annot_kws={"fontsize": 8},
         linewidths=0.5,
         linecolor="white",
-        cbar_kws={"label": names[2], "shrink": 0.9},
+        cbar_kws={"label": names[2].replace(" (", "\n("), "shrink": 0.9},
         xticklabels=[words(name) for name in values.columns],
         yticklabels=[words(name) for name in values.index],
     )
