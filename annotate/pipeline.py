@@ -462,7 +462,7 @@ def parallel(function: Callable[..., Any], plan: Sequence[Any], job: Job, jobs: 
         When the pool has lost a process; results of finished items have been given before.
     """
     from joblib import Parallel, delayed, parallel_config
-    from joblib.externals.loky import get_reusable_executor
+    from joblib.executor import get_memmapping_executor
     from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
@@ -470,7 +470,7 @@ def parallel(function: Callable[..., Any], plan: Sequence[Any], job: Job, jobs: 
     os.environ["PYTHONSAFEPATH"] = "1"  # a worker must not import from the user's current folder
     try:
         if jobs == 1:
-            single = get_reusable_executor(max_workers=1)
+            single = get_memmapping_executor(1, max_nbytes=None)  # loky's own would be found, and not be understood, by joblib
             try:
                 for item in plan:
                     yield single.submit(function, item, job).result()

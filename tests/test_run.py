@@ -714,6 +714,9 @@ class Sabotage(importlib.abc.MetaPathFinder):
             def decode(path, *, rates):
                 if os.path.basename(path).startswith("kill"):
                     os.kill(os.getpid(), signal.SIGKILL)
+                if os.path.basename(path).startswith("once") and not os.path.exists(str(path) + ".killed"):
+                    open(str(path) + ".killed", "w").close()
+                    os.kill(os.getpid(), signal.SIGKILL)
                 if os.path.basename(path).startswith("hang"):
                     time.sleep(3600)
                 return plain(path, rates=rates)
@@ -727,6 +730,20 @@ class Sabotage(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Sabotage())
 """)
     return folder
+
+
+def test_a_worker_that_was_killed_costs_no_row(
+    in_subprocess: Run, corpus: Path, uninterrupted: Path, tmp_path: Path, sabotage: Path
+) -> None:
+    """Its track is done alone, and then two workers go on with the rest."""
+    for genre in ("classical", "rock"):
+        unknown_copy(corpus / "rock" / "1.wav", corpus / genre / "once.wav")
+    out = tmp_path / "t.parquet"
+    done = in_subprocess("run", corpus, "--out", out, *FAST, "--jobs", 2, "--no-cache", PYTHONPATH=str(sabotage))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("a worker process died at") >= 2
+    theirs = table_of(uninterrupted)
+    pd.testing.assert_frame_equal(table_of(out).loc[TRACKS, theirs.columns], theirs)
 
 
 def test_killed_and_hanging_workers_cost_one_row_each(
