@@ -47,6 +47,7 @@ ID_COLUMNS: Final = (
     "file",
     "filename",
 )
+LARGEST_RATING: Final = 1e30  # squares of larger ones overflow
 KEYS_NAMED: Final = 3  # examples of ids in a message
 
 
@@ -406,8 +407,8 @@ def read_plain_ratings(path: Path) -> Labels:
         if name == id_column:
             continue
         values = pd.to_numeric(table[name], errors="coerce").astype(float)
-        if np.isinf(values).any():
-            raise ValueError(f"--ratings {path}: {name} holds infinite numbers")
+        if (values.abs() > LARGEST_RATING).any():
+            raise ValueError(f"--ratings {path}: {name} holds numbers beyond {LARGEST_RATING:g}")
         if values.notna().any() and values.notna().sum() == table[name].notna().sum():
             label = name.casefold().replace(" ", "_").removeprefix("rated_")
             numbers[f"rated_{label}"] = values

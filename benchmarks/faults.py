@@ -486,7 +486,7 @@ def inputs(work: Path, size: Size) -> dict[str, Any]:
         check=False,
     )
     if done.returncode:
-        raise Broken(done.stdout[-4000:])
+        raise Broken(done.stdout[-9000:])
     tried = {
         test.removeprefix("test_").replace("_", " "): int(count)
         for test, count in re.findall(r"test_hostile\.py::(\w+):\n.*?(\d+) passing,", done.stdout, re.DOTALL)

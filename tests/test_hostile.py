@@ -215,7 +215,7 @@ def test_the_label_files_are_right_before_they_are_mutated(tmp_path: Path) -> No
             "songs there twice: 2",
         ),
         ("deam", "metadata/metadata_2013.csv", "Kevin", "x" * 200_000, "not a readable CSV file"),
-        ("plain", "r.csv", "3.5", "inf", "happy holds infinite numbers"),
+        ("plain", "r.csv", "3.5", "inf", "happy holds numbers beyond 1e+30"),
     ],
 )
 def test_what_no_label_file_can_hold_is_said(corpus: str, file: str, old: str, new: str, said: str, tmp_path: Path) -> None:
