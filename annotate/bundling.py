@@ -539,6 +539,7 @@ def out_of_fold(rated: Rated, work: Path, families: Sequence[str]) -> pd.DataFra
     """All out-of-fold predictions side by side, a row a rated track; null where no held-out fold has the track."""
     table = rated.table[["corpus", "track_key", "sha256"]].copy()
     table["row"] = np.arange(len(table))
+    found: dict[str, Array] = {}
     for family in families:
         for path in sorted((work / family).glob("**/oof.parquet")):
             part = pd.read_parquet(path).drop(columns=["sha256", "fold"])
@@ -547,9 +548,9 @@ def out_of_fold(rated: Rated, work: Path, families: Sequence[str]) -> pd.DataFra
             keys = pd.MultiIndex.from_frame(table[["corpus", "track_key"]])
             aligned = values.reindex(keys)
             for column in columns:
-                found = aligned[column].to_numpy(np.float32)
-                table[column] = np.where(np.isfinite(found), found, table[column]) if column in table else found
-    return table
+                own = aligned[column].to_numpy(np.float32)
+                found[column] = np.where(np.isfinite(own), own, found[column]) if column in found else own
+    return pd.concat([table, pd.DataFrame(found, index=table.index)], axis=1)
 
 
 def score(rated: Rated, predictions: pd.DataFrame) -> dict[tuple[str, str, str], dict[str, Any]]:

@@ -17,6 +17,27 @@ from annotate.console import clear_errors, set_up_logging
 
 TRAINED = ("midlevel", "probe", "a2e", "a2mid2e", "joint", "emotion", "crnn", "va", "vaseq", "vatransfer", "descriptors", "best")
 BUNDLED = ("midlevel", "probe", "joint", "emotion", "crnn", "va", "vaseq", "descriptors", "best")  # what `all` trains
+# fields of a recipe that say nothing to some of the families that share its form
+CROPS = ("crop_frames", "short_epochs", "short_frames")
+OF_WHOLE_WINDOWS = ("emotion", "crnn", "va", "vaseq", "vatransfer")
+SPECTROGRAMS = (
+    "time_masks",
+    "time_mask_frames",
+    "frequency_masks",
+    "frequency_mask_bins",
+    "roll_bins",
+    "gain_db",
+    "mixup_alpha",
+    "recalibration_batches",
+    "dtype",
+    "hint_weight",
+    "course_share",
+    "final_epochs",
+    "final_rate",
+    "trunk_from",
+    "crops_per_track",
+)
+OF_NOTES = ("va", "vaseq", "vatransfer")
 RECIPE_PREFIX = "recipe__"  # of the parameters that are made from the recipes' fields
 
 
@@ -29,6 +50,11 @@ class RecipeCommand(click.Command):
         return [*own[:-1], *recipe_options(), own[-1]]
 
 
+def applies(family: str, field: str) -> bool:
+    """Whether a field of a recipe changes the training of a family."""
+    return not (field in CROPS and family in OF_WHOLE_WINDOWS) and not (field in SPECTROGRAMS and family in OF_NOTES)
+
+
 def recipe_options() -> list[click.Parameter]:
     """Make one option a recipe field, for all families that have it."""
     from models.networks import RECIPES
@@ -38,8 +64,9 @@ def recipe_options() -> list[click.Parameter]:
     for family, recipe in RECIPES.items():
         hints = typing.get_type_hints(type(recipe))
         for field in dataclasses.fields(recipe):
-            families.setdefault(field.name, []).append(family)
-            kinds[field.name] = hints[field.name]
+            if applies(family, field.name):
+                families.setdefault(field.name, []).append(family)
+                kinds[field.name] = hints[field.name]
     options: list[click.Parameter] = []
     for name, kind in kinds.items():
         held = ", ".join(families[name])
@@ -84,7 +111,7 @@ def recipes_of(families: tuple[str, ...], base: str, changes: dict[str, Any]) ->
         hints = typing.get_type_hints(type(recipe))
         own = {}
         for field in dataclasses.fields(recipe):
-            if field.name in changes and (family in families):
+            if field.name in changes and family in families and applies(family, field.name):
                 value = changes[field.name]
                 if typing.get_origin(hints[field.name]) is tuple:
                     value = _tuple_of(field.name, str(value), hints[field.name])
@@ -97,7 +124,11 @@ def recipes_of(families: tuple[str, ...], base: str, changes: dict[str, Any]) ->
     unused = sorted(set(changes) - used)
     if unused:
         holders = {
-            name: [family for family, recipe in RECIPES.items() if name in {f.name for f in dataclasses.fields(recipe)}]
+            name: [
+                family
+                for family, recipe in RECIPES.items()
+                if name in {f.name for f in dataclasses.fields(recipe)} and applies(family, name)
+            ]
             for name in unused
         }
         said = "; ".join(f"{flag_of(name)} belongs to {', '.join(holders[name])}" for name in unused)
@@ -125,7 +156,7 @@ def show_recipe(family: str, recipe: Any) -> str:
 
     lines = [f"{family}: {TASKS[family]}"]
     for field in dataclasses.fields(recipe):
-        if field.name == "jobs":
+        if not applies(family, field.name):
             continue
         value = getattr(recipe, field.name)
         shown = _tuple_text(value) if isinstance(value, tuple) else "whole windows" if value is None else value

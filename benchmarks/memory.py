@@ -30,7 +30,8 @@ import psutil
 
 RESULTS = Path(__file__).with_name("memory.json")
 CORPORA = ("soundtracks", "musifeast17", "emotify")
-NETWORKS = ("midlevel", "joint", "a2e", "a2mid2e", "emotion", "crnn")
+CROPPED = ("midlevel", "joint", "a2e", "a2mid2e")
+NETWORKS = (*CROPPED, "emotion", "crnn")
 FAMILIES = (*NETWORKS, "va", "vaseq", "vatransfer", "descriptors", "best", "probe")
 FRONT_ENDS = "front ends"
 EVERY_S = 0.2  # seconds between two samples
@@ -100,8 +101,10 @@ def arguments_of(part: str, data: Path, work: Path, out: Path) -> list[str]:
     if part == "crnn":
         command += ["--word-norms", str(data / "muse" / "warriner_vad_gems_words.csv")]
     if part not in ("descriptors", "best", "probe"):
-        command += ["--epochs", "1", "--recalibration-batches", "3"]
+        command += ["--epochs", "1"]
     if part in NETWORKS:
+        command += ["--recalibration-batches", "3"]
+    if part in CROPPED:
         command += ["--short-epochs", "0"]
     return command
 
@@ -121,8 +124,7 @@ def main() -> None:
         for part in options.parts:
             place = Path(name) / "fresh" if part == FRONT_ENDS else work
             found = measured(arguments_of(part, options.data, place, Path(name) / f"eval {part}"))
-            shown = arguments_of(part, Path("DATA"), Path("WORK"), Path("OUT"))
-            results[part] = {"command": " ".join(["annotate", *shown]), **found, "cores": os.cpu_count()}
+            results[part] = {**found, "cores": os.cpu_count()}
             temporary = RESULTS.with_suffix(".tmp")
             temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             os.replace(temporary, RESULTS)

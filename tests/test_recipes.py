@@ -136,6 +136,11 @@ def test_recipes_are_shown_and_changed_by_flags(in_process: Callable[..., Result
     stray = in_process("train", "probe", "--epochs", "3", "--show-recipe")
     assert stray.exit_code == 2
     assert "--epochs belongs to" in stray.output
+    useless = in_process("train", "va", "--crop-frames", "60", "--show-recipe")
+    assert useless.exit_code == 2
+    assert "--crop-frames belongs to midlevel, a2e, a2mid2e, joint, not to va" in useless.output
+    both = in_process("train", "va,joint", "--crop-frames", "60", "--show-recipe").output
+    assert both.count("--crop-frames") == 1
     wrong = in_process("train", "va", "--patience", "3", "--show-recipe")
     assert wrong.exit_code == 2
     assert "need a validation part" in wrong.output
