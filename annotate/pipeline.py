@@ -22,7 +22,7 @@ import shlex
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -38,7 +38,7 @@ from annotate.schema import columns_for, known_tracks, was_in_training, window_c
 from annotate.shards import Shard, ShardNote, note_as_json, note_of, own_tracks
 from annotate.store import Part, RunFolder, default_cache_folder
 from annotate.targets import Target
-from annotate.worker import Done, Job, Prepared, fail, finish, midi_path, prepare_windows, process
+from annotate.worker import Done, Job, Prepared, fail, finish, midi_path, prepare_windows, process, replaced_quietly
 from models import inference
 from models.bundle import FAMILIES, Bundle
 from models.bundle import load as load_bundle
@@ -430,8 +430,9 @@ def run_chunks(
         stale.unlink()
     finished: set[str] = set()
     try:
-        for results in parallel(function, plan, job, jobs):
-            finished.update(take(one) for one in results)
+        with contextlib.closing(parallel(function, plan, job, jobs)) as chunks_done:  # a pool that is left open ends another's
+            for results in chunks_done:
+                finished.update(take(one) for one in results)
     except WorkersDied:
         ended = time.monotonic()
         found = []
@@ -451,7 +452,7 @@ class WorkersDied(Exception):
     """At least one worker process is gone."""
 
 
-def parallel(function: Callable[..., Any], plan: Sequence[Any], job: Job, jobs: int) -> Iterator[Any]:
+def parallel(function: Callable[..., Any], plan: Sequence[Any], job: Job, jobs: int) -> Generator[Any]:
     """Run `function(item, job)` for each item in worker processes; results in the order of completion.
 
     A single job, too, runs in a process of its own, which joblib would not start.
@@ -478,7 +479,7 @@ def parallel(function: Callable[..., Any], plan: Sequence[Any], job: Job, jobs: 
                 single.shutdown(wait=False, kill_workers=True)
                 raise
         else:
-            with parallel_config(backend="loky", inner_max_num_threads=1):
+            with replaced_quietly(), parallel_config(backend="loky", inner_max_num_threads=1):
                 pool = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
                 yield from pool(delayed(function)(item, job) for item in plan)
     except (BrokenProcessPool, TerminatedWorkerError) as error:

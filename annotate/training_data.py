@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from annotate.audio import AudioError, decode
 from annotate.training_labels import some
+from annotate.worker import replaced_quietly
 from features.descriptors import DescriptorSpec, describe
 from features.notes import note_features, note_sequence, note_statistics
 from features.spectrogram import (
@@ -160,8 +161,11 @@ def extract_all(paths: Iterable[Path], folder: Path, *, jobs: int, tagger_engine
     from tqdm import tqdm
 
     work = list(paths)
-    results = Parallel(n_jobs=jobs, return_as="generator")(delayed(_try_extract)(path, folder, tagger_engine) for path in work)
-    found = list(tqdm(results, total=len(work), unit="track", desc="front ends", disable=None))
+    with replaced_quietly():
+        results = Parallel(n_jobs=jobs, return_as="generator")(
+            delayed(_try_extract)(path, folder, tagger_engine) for path in work
+        )
+        found = list(tqdm(results, total=len(work), unit="track", desc="front ends", disable=None))
     failed = [f"{path} ({error})" for path, (_, error) in zip(work, found, strict=True) if error]
     if failed:
         raise AudioError(f"{len(failed)} files cannot be read: {some(failed, 10)}; mend them, or take them out of the corpus")
@@ -221,10 +225,11 @@ def change_all(
     from tqdm import tqdm
 
     work = [(path, digest, copy) for path, digest in files for copy in range(copies)]
-    results = Parallel(n_jobs=jobs, return_as="generator")(
-        delayed(change)(path, digest, folder, how, copy) for path, digest, copy in work
-    )
-    places = list(tqdm(results, total=len(work), unit="copy", desc="changed waveforms", disable=None))
+    with replaced_quietly():
+        results = Parallel(n_jobs=jobs, return_as="generator")(
+            delayed(change)(path, digest, folder, how, copy) for path, digest, copy in work
+        )
+        places = list(tqdm(results, total=len(work), unit="copy", desc="changed waveforms", disable=None))
     arrays = [np.load(place, mmap_mode="r", allow_pickle=False) for place in places]
     return [arrays[k : k + copies] for k in range(0, len(arrays), copies)]
 

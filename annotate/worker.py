@@ -15,6 +15,7 @@ import os
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -456,6 +457,17 @@ def _ratings(family: Family, numbers: Array, bundle: Bundle) -> dict[str, float]
         values = run_engine(bundle.file(family.details["engines"][output.head]), numbers[None])["ratings"][0]
         row |= dict(zip(output.columns, inference.within_scale(output, [float(value) for value in values]), strict=True))
     return row
+
+
+@contextlib.contextmanager
+def replaced_quietly() -> Iterator[None]:
+    """Say nothing when joblib replaces a worker that has grown: it is done between two tasks, and nothing is lost.
+
+    The warning comes from joblib's own thread; as an error there it would end that thread, and the pool would wait for ever.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
+        yield
 
 
 @lru_cache(maxsize=1)
