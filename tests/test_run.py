@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,8 @@ def parts(table: Path) -> list[Path]:
 
 
 def unknown_copy(source: Path, path: Path) -> Path:
-    """Copy a sound file with a byte behind its end, so that the cache does not know it."""
-    path.write_bytes(source.read_bytes() + b"\0")
+    """Copy a sound file with bytes behind its end that no other has, so that the cache of no earlier test knows it."""
+    path.write_bytes(source.read_bytes() + uuid.uuid4().bytes)
     return path
 
 
