@@ -304,20 +304,7 @@ def quantize(graph: bytes, activations: Mapping[str, Activations], clip: str, ba
         if entry not in scales:
             continue
         kernel, bias = parts.weights(convolution)
-        step = np.abs(kernel).max(axis=(1, 2, 3)) / LARGEST_WEIGHT
-        step = np.maximum(step, np.abs(bias) / (scales[entry] * 2.0**28)).astype(np.float32)  # the bias must fit 32 bits
-        step = np.maximum(step, np.float32(1e-12))
-        whole = np.clip(np.round(kernel / step[:, None, None, None]), -LARGEST_WEIGHT, LARGEST_WEIGHT)
-        bias_step = step * scales[entry]
-        for part, values, width, kind in (
-            ("kernel", whole, step, np.int8),
-            ("bias", np.round(bias.astype(np.float64) / bias_step), bias_step, np.int32),
-        ):
-            names = [f"{output}/{part}/{name}" for name in ("whole", "step", "zero")]
-            parts.constants |= dict(
-                zip(names, (values.astype(kind), width.astype(np.float32), np.zeros(len(width), kind)), strict=True)
-            )
-            before.append(helper.make_node("DequantizeLinear", names, [f"{output}/{part}/float"], axis=0))
+        before += eight_bit_weights(parts, output, kernel, bias, scales[entry])
         inputs = [entry, f"{output}/kernel/float", f"{output}/bias/float"]
         del convolution.input[:]
         convolution.input.extend(inputs)
@@ -331,6 +318,30 @@ def quantize(graph: bytes, activations: Mapping[str, Activations], clip: str, ba
             nodes += behind.get(tensor, [])
     parts.nodes = nodes
     return parts.serialize()
+
+
+def eight_bit_weights(parts: Graph, output: str, kernel: Array, bias: Array, scale: np.float32) -> list[Any]:
+    """Put a convolution's kernel (8 bits, a step a channel) and bias (32 bits) among the constants; the nodes that read them.
+
+    `scale` is the step of the convolution's 8-bit input. The nodes give ``{output}/kernel/float`` and ``{output}/bias/float``.
+    """
+    from onnx import helper
+
+    step = np.maximum(np.abs(kernel).max(axis=(1, 2, 3)) / LARGEST_WEIGHT, 1e-12)
+    step = np.maximum(step, np.abs(bias) / (scale * 2.0**28)).astype(np.float32)  # the bias must fit 32 bits
+    whole = np.clip(np.round(kernel / step[:, None, None, None]), -LARGEST_WEIGHT, LARGEST_WEIGHT)
+    bias_step = step * scale
+    nodes = []
+    for part, values, width, kind in (
+        ("kernel", whole, step, np.int8),
+        ("bias", np.round(bias.astype(np.float64) / bias_step), bias_step, np.int32),
+    ):
+        names = [f"{output}/{part}/{name}" for name in ("whole", "step", "zero")]
+        parts.constants |= dict(
+            zip(names, (values.astype(kind), width.astype(np.float32), np.zeros(len(width), kind)), strict=True)
+        )
+        nodes.append(helper.make_node("DequantizeLinear", names, [f"{output}/{part}/float"], axis=0))
+    return nodes
 
 
 def quantize_dense(graph: bytes, entries: Mapping[str, float], from_weights: int) -> bytes:
@@ -502,19 +513,7 @@ def quantize_front(graph: bytes, windows: Sequence[Array]) -> bytes:
         negative = bool((signs < 0).any())
         for tensor in (output, pooled):
             twice(tensor, np.float32((2 if negative else 1) / 255), 128 if negative else 0)
-        step = np.maximum(np.abs(kernel).max(axis=(1, 2, 3)) / LARGEST_WEIGHT, 1e-12).astype(np.float32)
-        step = np.maximum(step, np.abs(bias) / (scales[entry] * 2.0**28)).astype(np.float32)  # the bias must fit 32 bits
-        whole = np.clip(np.round(kernel / step[:, None, None, None]), -LARGEST_WEIGHT, LARGEST_WEIGHT)
-        bias_step = step * scales[entry]
-        for part, values, width, kind in (
-            ("kernel", whole, step, np.int8),
-            ("bias", np.round(bias.astype(np.float64) / bias_step), bias_step, np.int32),
-        ):
-            own = [f"{output}/{part}/{name}" for name in ("whole", "step", "zero")]
-            parts.constants |= dict(
-                zip(own, (values.astype(kind), width.astype(np.float32), np.zeros(len(width), kind)), strict=True)
-            )
-            before.append(helper.make_node("DequantizeLinear", own, [f"{output}/{part}/float"], axis=0))
+        before += eight_bit_weights(parts, output, kernel, bias, scales[entry])
         del convolution.input[:]
         convolution.input.extend([doubled[entry], f"{output}/kernel/float", f"{output}/bias/float"])
     nodes = before
