@@ -285,6 +285,9 @@ def describe(corpus: Corpus) -> str:
     return "\n".join(lines)
 
 
+# finding the files
+
+
 def _find_audio(starts: Sequence[str], root: str, messages: list[str]) -> list[_File]:
     """Audio files under the starts, each once, in natural order of their identity."""
     found: dict[str, _File] = {}

@@ -72,9 +72,6 @@ def path_of(track: str) -> str:
     return os.fsdecode(content)
 
 
-# finding the files
-
-
 def _tag(tags: object, easy: str, frame: str) -> str | None:
     """First text of a tag; `frame` is its ID3 name, for WAV and AIFF, whose tags mutagen has no easy form of."""
     for key in (easy, frame):
